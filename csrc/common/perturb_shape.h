@@ -1,0 +1,56 @@
+// What the perturb ops compute on, derived from their arguments once for the CPU and for CUDA.
+#pragma once
+#include "common/tensor.h"
+
+namespace quaver {
+
+// Where a block of weights lies in the logical matrix: element (n, k) has number first + n * row_length + k. A tensor of
+// two or more dimensions is rows by the product of the rest; one of fewer is a single row.
+struct Placement {
+  int64_t rows, columns, row_length;
+  uint64_t first;
+
+  Placement(const int64_t* sizes, int64_t dimensions, int64_t row_offset, int64_t column_offset, int64_t row_length)
+      : rows(dimensions < 2 ? 1 : sizes[0]), columns(1), row_length(row_length) {
+    for (int64_t d = dimensions < 2 ? 0 : 1; d < dimensions; d++) columns *= sizes[d];
+    first = uint64_t(row_offset) * uint64_t(row_length) + uint64_t(column_offset);
+  }
+
+  int64_t size() const { return rows * columns; }
+  // Rows follow each other without a gap: the block is one run of elements.
+  bool is_one_run() const { return row_length == columns; }
+};
+
+// sigma is 0-dim or [1 or P, ..] followed by [1, 1], [N, 1] or [N, K].
+struct SigmaShape {
+  enum Kind { kScalar, kRow, kElement } kind = kScalar;
+  int64_t members = 1, size = 1;  // size: the values of one member
+
+  SigmaShape(const Tensor& sigma, const Placement& place, int64_t population) {
+    if (sigma.dim() == 0) return;
+    STD_TORCH_CHECK(sigma.dim() == 3, "quaver: sigma must be 0-dim or [P, N, K]");
+    const int64_t rows = sigma.size(1), columns = sigma.size(2);
+    members = sigma.size(0);
+    size = rows * columns;
+    if (rows == 1 && columns == 1) {
+      kind = kScalar;
+    } else if (rows == place.rows && columns == place.columns) {
+      kind = kElement;
+    } else {
+      kind = kRow;
+      STD_TORCH_CHECK(rows == place.rows && columns == 1, "quaver: sigma does not fit the weight");
+    }
+    STD_TORCH_CHECK(members == 1 || members == population, "quaver: sigma does not fit the population");
+  }
+
+  int64_t member_stride() const { return members == 1 ? 0 : size; }
+};
+
+inline std::vector<int64_t> with_members(const Tensor& seed, const Tensor& weight) {
+  std::vector<int64_t> sizes;
+  if (is_population(seed)) sizes.push_back(seed.size(0));
+  for (int64_t d = 0; d < weight.dim(); d++) sizes.push_back(weight.size(d));
+  return sizes;
+}
+
+}  // namespace quaver

@@ -1,0 +1,140 @@
+#include "cpu/dtype_loops.h"
+
+#include "common/dtype.h"
+#include "cpu/level.h"
+
+namespace {
+
+using quaver::compute_t;
+using quaver::narrow;
+using quaver::widen;
+
+template <class T>
+void narrow_all(void* out, int64_t at, const float* x, int64_t n) {
+  T* to = static_cast<T*>(out) + at;
+  for (int64_t i = 0; i < n; i++) to[i] = narrow<T>(x[i]);
+}
+
+template <class T>
+void drop(void* out, const void* x, int64_t at, const float* u, float p, double scale, int64_t n) {
+  T* to = static_cast<T*>(out) + at;
+  const T* from = static_cast<const T*>(x) + at;
+  const auto factor = compute_t<T>(scale);
+  for (int64_t i = 0; i < n; i++) to[i] = narrow<T>(u[i] > p ? widen(from[i]) * factor : compute_t<T>(0));
+}
+
+template <class T>
+void perturb(void* out, int64_t out_at, const void* w, int64_t at, const float* noise, const void* sigma,
+             bool elementwise, int64_t n) {
+  T* to = static_cast<T*>(out) + out_at;
+  const T* from = static_cast<const T*>(w) + at;
+  const auto* scale = static_cast<const compute_t<T>*>(sigma);
+  if (elementwise) {
+    for (int64_t i = 0; i < n; i++) to[i] = narrow<T>(widen(from[i]) + scale[i] * noise[i]);
+  } else {
+    const auto one = *scale;
+    for (int64_t i = 0; i < n; i++) to[i] = narrow<T>(widen(from[i]) + one * noise[i]);
+  }
+}
+
+template <class T>
+void accumulate_product(void* acc, const void* x, int64_t at, const float* noise, int64_t n) {
+  auto* to = static_cast<compute_t<T>*>(acc);
+  const T* from = static_cast<const T*>(x) + at;
+  for (int64_t i = 0; i < n; i++) to[i] += widen(from[i]) * noise[i];
+}
+
+// 64 partial sums, in the order that any vector width gives; a tile adds at most kTile / 64 terms to each.
+constexpr int kLanes = 64;
+
+template <class C>
+double add_lanes(const C (&lanes)[kLanes]) {
+  double sum = 0;
+  for (int i = 0; i < kLanes; i++) sum += double(lanes[i]);
+  return sum;
+}
+
+template <class T>
+double dot(const void* x, int64_t at, const float* noise, int64_t n) {
+  using C = compute_t<T>;
+  const T* from = static_cast<const T*>(x) + at;
+  C lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int l = 0; l < kLanes; l++) lanes[l] += widen(from[i + l]) * noise[i + l];
+  }
+  for (int l = 0; i + l < n; l++) lanes[l] += widen(from[i + l]) * noise[i + l];
+  return add_lanes(lanes);
+}
+
+template <class T>
+void accumulate(void* acc, const void* x, int64_t at, int64_t n) {
+  auto* to = static_cast<compute_t<T>*>(acc);
+  const T* from = static_cast<const T*>(x) + at;
+  for (int64_t i = 0; i < n; i++) to[i] += widen(from[i]);
+}
+
+template <class T>
+void store_all(void* out, int64_t at, const void* acc, int64_t n) {
+  T* to = static_cast<T*>(out) + at;
+  const auto* from = static_cast<const compute_t<T>*>(acc);
+  for (int64_t i = 0; i < n; i++) to[i] = narrow<T>(from[i]);
+}
+
+// Two passes over data that the first has brought into the cache: no cancellation at any mean.
+template <class T>
+void moments(const void* x, int64_t at, int64_t n, double& mean, double& squares) {
+  using C = compute_t<T>;
+  const T* from = static_cast<const T*>(x) + at;
+  C lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int l = 0; l < kLanes; l++) lanes[l] += widen(from[i + l]);
+  }
+  for (int l = 0; i + l < n; l++) lanes[l] += widen(from[i + l]);
+  const C middle = C(add_lanes(lanes) / double(n));
+  C errors[kLanes] = {};
+  for (int l = 0; l < kLanes; l++) lanes[l] = 0;
+  for (i = 0; i + kLanes <= n; i += kLanes) {
+    for (int l = 0; l < kLanes; l++) {
+      const C d = widen(from[i + l]) - middle;
+      lanes[l] += d * d;
+      errors[l] += d;
+    }
+  }
+  for (int l = 0; i + l < n; l++) {
+    const C d = widen(from[i + l]) - middle;
+    lanes[l] += d * d;
+    errors[l] += d;
+  }
+  // `middle` is rounded: the sum of what is left about it corrects both moments.
+  const double error = add_lanes(errors);
+  mean = double(middle) + error / double(n);
+  squares = add_lanes(lanes) - error * error / double(n);
+}
+
+template <class T>
+void scale_about(void* out, const void* x, int64_t at, double mean, double factor, int64_t n) {
+  using C = compute_t<T>;
+  T* to = static_cast<T*>(out) + at;
+  const T* from = static_cast<const T*>(x) + at;
+  const C middle = C(mean), scale = C(factor);
+  for (int64_t i = 0; i < n; i++) to[i] = narrow<T>((widen(from[i]) - middle) * scale);
+}
+
+template <class C>
+void accumulate_scaled(C* acc, C c, const float* noise, int64_t n) {
+  for (int64_t i = 0; i < n; i++) acc[i] += c * noise[i];
+}
+
+template <class T>
+constexpr quaver::cpu::DtypeLoops::Loops loops = {narrow_all<T>, drop<T>,      perturb<T>, accumulate_product<T>, dot<T>,
+                                                  accumulate<T>, store_all<T>, moments<T>, scale_about<T>};
+
+}  // namespace
+
+namespace quaver::cpu {
+extern const DtypeLoops QUAVER_AT_LEVEL(dtype_loops);
+const DtypeLoops QUAVER_AT_LEVEL(dtype_loops) = {loops<float>,   loops<double>,            loops<bfloat16>,
+                                                 loops<float16>, accumulate_scaled<float>, accumulate_scaled<double>};
+}  // namespace quaver::cpu

@@ -1,0 +1,30 @@
+// Which of the compiled instruction sets runs: the best of this machine, or the cap that QUAVER_SIMD sets.
+#pragma once
+
+namespace quaver::cpu {
+
+enum Level { kBase = 0, kV3 = 1, kV4 = 2 };
+
+const char* level_name(Level level);
+// Returns false, and changes nothing, when `name` is not one of base, v3, v4.
+bool level_from_name(const char* name, Level& level);
+
+Level detected_level();
+// The level in use: detected_level(), lowered to QUAVER_SIMD or to the last cap_level().
+Level current_level();
+void cap_level(Level level);
+
+#if defined(__x86_64__)
+#define QUAVER_LOOPS(Table, name) \
+  extern const Table name##_base, name##_v3, name##_v4; \
+  inline __attribute__((always_inline)) const Table& name() { \
+    const Level level = current_level(); \
+    return level == kV4 ? name##_v4 : level == kV3 ? name##_v3 : name##_base; \
+  }
+#else
+#define QUAVER_LOOPS(Table, name) \
+  extern const Table name##_base; \
+  inline __attribute__((always_inline)) const Table& name() { return name##_base; }
+#endif
+
+}  // namespace quaver::cpu

@@ -1,0 +1,28 @@
+"""quaver's ops: eager references, C++ for the CPU, CUDA C++ and Triton behind torch custom ops."""
+
+if __name__ == "quaver.kernels":
+    from ._backends import use_backend, why_not
+    from ._seeds import seed_for
+    from .dropout.op import dropout
+    from .perturb.op import perturb, perturb_, perturbation_gradient, weight_scale
+    from .philox.op import philox_normal, philox_permutation, philox_rademacher, philox_uniform, philox_words
+
+    __all__ = [
+        "dropout",
+        "perturb",
+        "perturb_",
+        "perturbation_gradient",
+        "philox_normal",
+        "philox_permutation",
+        "philox_rademacher",
+        "philox_uniform",
+        "philox_words",
+        "seed_for",
+        "use_backend",
+        "weight_scale",
+        "why_not",
+    ]
+else:
+    # Hugging Face has a package `kernels` that transformers probes for. Seen from the repository root this folder goes by
+    # that name; without a __file__ the probe takes it for the namespace package that it then is.
+    __file__ = None  # type: ignore[assignment]

@@ -1,0 +1,1 @@
+"""Transformer systems built on quaver's kernels."""
