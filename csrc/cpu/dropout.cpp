@@ -1,5 +1,6 @@
 // torch.ops.quaver.dropout on the CPU. Schema: kernels/dropout/op.py.
 #include "cpu/noise_source.h"
+#include "cpu/output.h"
 
 namespace {
 
@@ -12,7 +13,7 @@ Tensor dropout(const Tensor& input, const Tensor& seed, double p, int64_t stream
   const auto& philox = cpu::philox_loops();
   const auto& loops = cpu::loops_of(x.scalar_type());
   const char* from = const_data<char>(x);
-  char* to = data<char>(out);
+  char* to = cpu::output<char>(out);
   torch::stable::parallel_for(0, x.numel(), cpu::kGrain, [&](int64_t begin, int64_t end) {
     cpu::for_tiles(0, begin, end, [&](uint64_t element, int64_t at, int64_t length) {
       alignas(64) float u[cpu::kTile];

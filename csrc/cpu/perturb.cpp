@@ -1,6 +1,7 @@
 // torch.ops.quaver.perturb and its family on the CPU. Schemas: kernels/perturb/op.py.
 #include "common/perturb_shape.h"
 #include "cpu/noise_source.h"
+#include "cpu/output.h"
 
 namespace {
 
@@ -77,7 +78,7 @@ void perturb_checked(Tensor& out, const Tensor& weight, const Tensor& sigma, con
   const auto& loops = cpu::loops_of(weight.scalar_type());
   STD_TORCH_CHECK(sigma.scalar_type() == compute_dtype(weight.scalar_type()), "quaver: sigma has the wrong dtype");
   const auto run = weight.scalar_type() == ScalarType::Double ? perturb_into<double> : perturb_into<float>;
-  run(data<char>(out), const_data<char>(weight), weight.element_size(), loops, sigma, seed, place, stream, domain);
+  run(cpu::output<char>(out), const_data<char>(weight), weight.element_size(), loops, sigma, seed, place, stream, domain);
 }
 
 Tensor perturb(const Tensor& weight_, const Tensor& sigma, const Tensor& seed, int64_t stream, int64_t domain,
@@ -217,7 +218,7 @@ Tensor perturb_weight_gradient(const Tensor& grad_) {
   const auto sizes = grad.sizes();
   Tensor out = torch::stable::new_empty(grad, std::vector<int64_t>(sizes.begin() + 1, sizes.end()));
   const auto run = grad.scalar_type() == ScalarType::Double ? sum_members<double> : sum_members<float>;
-  run(data<char>(out), const_data<char>(grad), grad.size(0), out.numel(), cpu::loops_of(grad.scalar_type()));
+  run(cpu::output<char>(out), const_data<char>(grad), grad.size(0), out.numel(), cpu::loops_of(grad.scalar_type()));
   return out;
 }
 
@@ -246,9 +247,9 @@ Tensor perturbation_gradient(const Tensor& coefficients_, const Tensor& seeds, s
   const Placement place(shape.data(), int64_t(shape.size()), row_offset, column_offset, row_length);
   const auto& loops = cpu::dtype_loops();
   if (coefficients.scalar_type() == ScalarType::Double) {
-    accumulate_noise(data<double>(out), const_data<double>(coefficients), members, place, loops.accumulate_scaled_f64);
+    accumulate_noise(cpu::output<double>(out), const_data<double>(coefficients), members, place, loops.accumulate_scaled_f64);
   } else {
-    accumulate_noise(data<float>(out), const_data<float>(coefficients), members, place, loops.accumulate_scaled_f32);
+    accumulate_noise(cpu::output<float>(out), const_data<float>(coefficients), members, place, loops.accumulate_scaled_f32);
   }
   return out;
 }
@@ -311,7 +312,7 @@ Tensor weight_scale_gradient(const Tensor& grad, const Tensor& weight_, const Te
   const double mean = factor == 0 ? 0.0 : moments(weight).mean;
   const auto& loops = cpu::loops_of(weight.scalar_type());
   const char* from = const_data<char>(weight);
-  char* to = data<char>(out);
+  char* to = cpu::output<char>(out);
   parallel_for(0, weight.numel(), cpu::kGrain, [&](int64_t begin, int64_t end) {
     loops.scale_about(to, from, begin, mean, factor, end - begin);
   });

@@ -1,0 +1,54 @@
+# Two commands on a fresh machine (python3 and g++ are all it needs):
+#   make        builds in a new .venv, checks the ops against their references, prints this machine's speed table
+#   make test   runs the tests
+# Variables:
+#   TORCH=..    the torch to build against, as a pip requirement: TORCH=torch==2.11.0
+#   PYTHON=..   the interpreter that makes .venv
+#   QUAVER_CUDA=0|1  without or with the CUDA kernels (with them when nvcc is found)
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+TRITON ?= triton==3.7.1
+VENV   ?= .venv
+PIP    := $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
+SAMPLE ?= README.md
+# The folder kernels/ must never be importable as `kernels`: that is another package's name.
+export PYTHONSAFEPATH := 1
+
+all: install
+	$(VENV)/bin/quaver info
+	$(VENV)/bin/quaver bench --quick
+	$(VENV)/bin/python examples/evolve.py $(SAMPLE)
+
+# torch first, and on its own: no later requirement may choose another.
+$(VENV)/installed-torch: Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install "$(TORCH)" numpy "setuptools>=77" cmake ninja pybind11
+	touch $@
+
+install: $(VENV)/installed-torch
+	$(PIP) install --no-build-isolation -e . && $(VENV)/bin/python -c "import quaver"
+
+$(VENV)/installed-test: install
+	$(PIP) install "$(TRITON)" pytest pytest-benchmark
+	touch $@
+
+test: install $(VENV)/installed-test
+	$(VENV)/bin/python -m pytest -m "not slow and not gpu"
+
+slow: install $(VENV)/installed-test
+	$(VENV)/bin/python -m pytest -m "slow and not gpu"
+
+bench: install $(VENV)/installed-test
+	$(VENV)/bin/python -m pytest benchmarks/bench_*.py --benchmark-enable --benchmark-only
+
+lint: install
+	$(PIP) install ruff mypy clang-format
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
+
+clean:
+	rm -rf build kernels/_lib kernels/_native*.so
+
+.PHONY: all install test slow bench lint clean

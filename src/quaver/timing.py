@@ -1,0 +1,90 @@
+"""Times the rows of the ops' speed tables: interleaved, medians, every result checked before it is timed."""
+
+import importlib
+import pkgutil
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+import quaver.kernels
+from quaver.kernels._cases import Row
+
+# A variant is called for about this long in each round, and a round takes each variant in turn: what else the machine
+# does falls on all of them alike.
+_ROUND_SECONDS = 0.02
+_ROUNDS = 9
+_ROUNDS_QUICK = 5
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Median seconds a call of each variant of a row, at one number of threads."""
+
+    row: Row
+    threads: int
+    seconds: dict[str, float]
+
+    @property
+    def nanoseconds_per_element(self) -> float:
+        return self.seconds["quaver"] / max(1, self.row.elements) * 1e9
+
+    def ratios(self) -> dict[str, float]:
+        """How many times as fast as each alternative quaver is."""
+        ours = self.seconds["quaver"]
+        return {name: theirs / ours for name, theirs in self.seconds.items() if name != "quaver"}
+
+
+def op_names() -> list[str]:
+    """The op folders."""
+    return sorted(module.name for module in pkgutil.iter_modules(quaver.kernels.__path__) if module.ispkg)
+
+
+def rows(op: str) -> list[Row]:
+    """The rows of one op's speed table."""
+    found: list[Row] = importlib.import_module(f"quaver.kernels.{op}.cases").ROWS
+    return found
+
+
+@contextmanager
+def pinned_threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _seconds(call: Callable[[], object], repeats: int, synchronize: Callable[[], None]) -> float:
+    synchronize()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    synchronize()
+    return (time.perf_counter() - start) / repeats
+
+
+def time_row(row: Row, threads: int, device: torch.device, *, quick: bool = False) -> Timing:
+    """Check a row, then time its variants against each other.
+
+    Raises:
+        RuntimeError: when quaver's result differs from the reference.
+    """
+    synchronize: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    with pinned_threads(threads), torch.no_grad():
+        row.check(device)
+        calls = row.variants(device)
+        repeats = {}
+        for name, call in calls.items():
+            call()  # compiles, allocates
+            once = min(_seconds(call, 1, synchronize) for _ in range(2))
+            repeats[name] = max(1, min(200, int(_ROUND_SECONDS / max(once, 1e-7))))
+        measured: dict[str, list[float]] = {name: [] for name in calls}
+        for _ in range(_ROUNDS_QUICK if quick else _ROUNDS):
+            for name, call in calls.items():
+                measured[name].append(_seconds(call, repeats[name], synchronize))
+    return Timing(row, threads, {name: statistics.median(times) for name, times in measured.items()})
