@@ -39,7 +39,8 @@ class Row:
     Attributes:
         name: what is timed.
         size: its size, as the table shows it.
-        variants: makes the calls for a device, "quaver" first. Each call moves on to the next of enough inputs that the
+        names: of the variants, "quaver" first.
+        variants: makes the calls for a device, by name. Each call moves on to the next of enough inputs that the
             weights come from memory, as they do in a model, not from the cache.
         check: raises unless quaver's result equals the reference.
         bytes: moved by quaver's call at least.
@@ -49,6 +50,7 @@ class Row:
 
     name: str
     size: str
+    names: tuple[str, ...]
     variants: Callable[[torch.device], dict[str, Callable[[], object]]]
     check: Callable[[torch.device], None]
     bytes: int

@@ -110,6 +110,8 @@ def _check(count: int, distribution: str) -> Callable[[torch.device], None]:
 
 
 def _row(count: int, size: str, distribution: str, in_place: bool) -> Row:
+    names = ("quaver", "best eager", "copy_") if in_place else ("quaver", "naive", "best eager", "torch.compile", "copy_")
+
     def variants(device: torch.device) -> dict[str, Callable[[], object]]:
         weights = rotated_weights(count, device)
         noise, out = torch.empty_like(weights[0]), torch.empty_like(weights[0])
@@ -117,20 +119,19 @@ def _row(count: int, size: str, distribution: str, in_place: bool) -> Row:
         def best(w: Tensor) -> Tensor:
             return torch.add(w, noise.normal_(), alpha=0.1, out=out)
 
-        ours: Callable[[Tensor], Tensor] = lambda w: perturb(w, 0.1, 1, distribution=distribution)  # noqa: E731
+        calls: dict[str, Callable[[Tensor], object]] = {"copy_": out.copy_}
         if in_place:
-            ours = lambda w: perturb_(w, 0.1, 1, distribution=distribution)  # noqa: E731
-        calls: dict[str, Callable[[], object]] = {"quaver": Rotation(ours, weights)}
-        if not in_place:
-            calls["naive"] = Rotation(_naive, weights)
-        calls["best eager"] = Rotation((lambda w: w.add_(noise.normal_(), alpha=0.1)) if in_place else best, weights)
-        if not in_place:
-            calls["torch.compile"] = Rotation(torch.compile(_naive, dynamic=False), weights)
-        calls["copy_"] = Rotation(lambda w: out.copy_(w), weights)
-        return calls
+            calls["quaver"] = lambda w: perturb_(w, 0.1, 1, distribution=distribution)
+            calls["best eager"] = lambda w: w.add_(noise.normal_(), alpha=0.1)
+        else:
+            calls["quaver"] = lambda w: perturb(w, 0.1, 1, distribution=distribution)
+            calls["naive"] = _naive
+            calls["best eager"] = best
+            calls["torch.compile"] = torch.compile(_naive, dynamic=False)
+        return {variant: Rotation(calls[variant], weights) for variant in names}
 
     name = "perturb_" if in_place else f"perturb, {distribution}"
-    return Row(name, size, variants, _check(count, distribution), 8 * count, count)
+    return Row(name, size, names, variants, _check(count, distribution), 8 * count, count)
 
 
 def _scale_row(count: int, size: str) -> Row:
@@ -142,7 +143,7 @@ def _scale_row(count: int, size: str) -> Row:
         weight = values((2**16,), torch.float32, device)
         torch.testing.assert_close(weight_scale(weight).double(), weight.double().std(), rtol=1e-6, atol=0)
 
-    return Row("weight_scale", size, variants, check, 4 * count, count)
+    return Row("weight_scale", size, ("quaver", "Tensor.std"), variants, check, 4 * count, count)
 
 
 def _gradient_row(members: int, shape: tuple[int, int], size: str) -> Row:
@@ -169,7 +170,8 @@ def _gradient_row(members: int, shape: tuple[int, int], size: str) -> Row:
         require_equal(perturbation_gradient(*arguments), expected, "perturbation_gradient")
 
     count = shape[0] * shape[1]
-    return Row("perturbation_gradient", size, variants, check, 4 * count, members * count)
+    names = ("quaver", "randn again", "stored noise")
+    return Row("perturbation_gradient", size, names, variants, check, 4 * count, members * count)
 
 
 _SIZES = ((2**16, "64 K"), (2**24, "16.7 M"))

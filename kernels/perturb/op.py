@@ -224,6 +224,9 @@ def perturb_(
     if backend == "reference":
         return weight.copy_(reference.perturb(weight, sigmas, seeds, *place))
     _ops.overload("perturb_", backend)(weight, sigmas, seeds, *place)
+    if not torch.compiler.is_compiling() and not weight.is_inference():
+        # Autograd must notice when a tensor that it saved has changed.
+        torch.autograd.graph.increment_version(weight)
     return weight
 
 

@@ -64,7 +64,7 @@ def _noise_row(function: Callable[..., Tensor], other: Callable[..., Tensor], la
             "copy_": lambda: target.copy_(source),
         }
 
-    return Row(function.__name__, size, variants, _check(function, count), 4 * count, count)
+    return Row(function.__name__, size, ("quaver", label, "copy_"), variants, _check(function, count), 4 * count, count)
 
 
 def _signs(count: int, device: torch.device) -> Tensor:
@@ -83,7 +83,7 @@ def _permutation_row(n: int, size: str) -> Row:
             expected = philox_permutation(n, 1, device=device)
         require_equal(philox_permutation(n, 1, device=device), expected, "philox_permutation")
 
-    return Row("philox_permutation", size, variants, check, 8 * n, n, quick=False)
+    return Row("philox_permutation", size, ("quaver", "torch.randperm"), variants, check, 8 * n, n, quick=False)
 
 
 _SIZES = ((2**16, "64 K"), (2**24, "16.7 M"))

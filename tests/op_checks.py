@@ -1,0 +1,140 @@
+"""The table of checks of docs/checks.md, written once: each tests/test_<op>.py applies them to its op's cases."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+from quaver.kernels import _library, use_backend
+from quaver.kernels._cases import Case
+
+CPU = torch.device("cpu")
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+#: The instruction sets that this machine runs.
+LEVELS = _library.SIMD_LEVELS[: _library.SIMD_LEVELS.index(_library.build_info()["detected_simd"]) + 1]
+
+
+def run(case: Case, dtype: torch.dtype, backend: str = "cpp", device: torch.device = CPU, **changes: Any) -> Tensor:
+    """The case's result on one backend."""
+    with use_backend(backend):
+        return case.function(**{**case.inputs(dtype, device), **changes})
+
+
+def assert_equals_reference(case: Case, dtype: torch.dtype, backend: str = "cpp", device: torch.device = CPU) -> None:
+    """Bit for bit where the case promises it, else to a few roundings of a result of the reference in float64."""
+    got, expected = run(case, dtype, backend, device), run(case, dtype, "reference", device)
+    assert got.shape == expected.shape
+    assert got.dtype == expected.dtype
+    assert got.device == expected.device
+    assert got.is_contiguous()
+    if case.exact:
+        assert torch.equal(got, expected)
+    else:
+        wide = run(case, torch.float64, "reference", device) if dtype == torch.float64 else expected
+        torch.testing.assert_close(got.double(), wide.double(), rtol=4e-6 if dtype != torch.float64 else 1e-12, atol=1e-30)
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Every allocation is filled with NaN: what a kernel does not write shows."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def differentiable_inputs(case: Case, dtype: torch.dtype) -> tuple[list[Tensor], Callable[..., Tensor]]:
+    """The inputs that have gradients, as leaves, and the case's function of them."""
+    inputs = case.inputs(dtype, CPU)
+    leaves = [inputs[name].detach().clone().requires_grad_() for name in case.differentiable]
+
+    def function(*tensors: Tensor) -> Tensor:
+        return case.function(**{**inputs, **dict(zip(case.differentiable, tensors, strict=True))})
+
+    return leaves, function
+
+
+def assert_gradients(case: Case, backend: str) -> None:
+    """gradcheck and gradgradcheck in float64 through the backend's own kernels."""
+    leaves, function = differentiable_inputs(case, torch.float64)
+    with use_backend(backend):
+        assert gradcheck(function, leaves, fast_mode=sum(leaf.numel() for leaf in leaves) > 200)
+        assert gradgradcheck(function, leaves, fast_mode=True)
+
+
+def gradients(case: Case, dtype: torch.dtype, backend: str) -> list[Tensor]:
+    """The gradients of the case's inputs for a fixed, uneven gradient of its output."""
+    leaves, function = differentiable_inputs(case, dtype)
+    with use_backend(backend):
+        out = function(*leaves)
+    generator = torch.Generator().manual_seed(3)
+    weights = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype)
+    # Outside use_backend: the choice was carried along.
+    out.backward(weights)
+    return [leaf.grad for leaf in leaves if leaf.grad is not None]
+
+
+def assert_gradients_equal_reference(case: Case, dtype: torch.dtype, backend: str = "cpp") -> None:
+    """Gradients of float32 and 16-bit inputs agree with the float64 reference to the roundings of that dtype."""
+    got, expected = gradients(case, dtype, backend), gradients(case, torch.float64, "reference")
+    eager = gradients(case, dtype, "reference")
+    assert len(got) == len(expected) == len(case.differentiable)
+    for ours, wide, theirs in zip(got, expected, eager, strict=True):
+        assert ours.shape == wide.shape
+        if wide.numel() == 0:
+            continue
+        if dtype == torch.float64:  # the reference itself: equal but for the order of a sum
+            torch.testing.assert_close(ours, wide, rtol=1e-10, atol=1e-12)
+            continue
+        # The inputs are rounded to dtype for both, so the eager reference at that dtype has that error too.
+        allowed = 2 * (theirs.double() - wide).abs().max() + torch.finfo(ours.dtype).eps * wide.abs().max()
+        assert (ours.double() - wide).abs().max() <= allowed
+
+
+def dispatched(call: Callable[[], Any]) -> list[str]:
+    """The names of all ops that `call` dispatches, those inside compiled kernels with them."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        call()
+    return [event.name for event in profile.events() if "::" in event.name]
+
+
+#: What a backend's own kernel may dispatch: allocation, views, copies of layout and of dtype. Never arithmetic.
+ALLOWED = {
+    "aten::" + name
+    for name in (
+        "empty empty_like empty_strided new_empty contiguous clone copy_ _to_copy to view reshape expand as_strided select "
+        "unsqueeze squeeze detach alias resolve_conj resolve_neg result_type lift_fresh detach_ item "
+        "_local_scalar_dense is_nonzero view_as zeros zero_ fill_ full new_zeros unbind narrow slice flatten t transpose "
+        "permute _reshape_alias _unsafe_view"
+    ).split()
+}
+
+
+def assert_only(names: list[str], backend: str, *allowed: str) -> None:
+    """The ops are the backend's own and no aten arithmetic but what the op's README names."""
+    ours = [name for name in names if name.startswith("quaver::")]
+    assert ours, names
+    for name in ours:
+        assert name.endswith("_triton") == (backend == "triton"), name
+    strange = {name for name in names if name.startswith("aten::")} - ALLOWED - set(allowed)
+    assert not strange, strange
+
+
+def assert_compiles(case: Case, dtype: torch.dtype, compiler: str, *, dynamic: bool | None = None) -> None:
+    """torch.compile(fullgraph=True) of forward and backward gives the eager results."""
+    leaves, function = differentiable_inputs(case, dtype)
+    compiled = torch.compile(function, backend=compiler, fullgraph=True, dynamic=dynamic)
+    with use_backend("cpp"):
+        expected, got = function(*leaves), compiled(*leaves)
+        assert torch.equal(got, expected)
+        if not leaves:
+            return
+        wanted = torch.autograd.grad(expected.sum(), leaves)
+        found = torch.autograd.grad(got.sum(), leaves)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
