@@ -1,11 +1,11 @@
 """The speed table of perturb under pytest-benchmark: pytest benchmarks/bench_perturb.py --benchmark-enable"""
 
 import pytest
-from rows import benchmark_variant, variants
+from rows import time_variant, variants
 
 from quaver.kernels._cases import Row
 
 
 @pytest.mark.parametrize("row, variant, threads", variants("perturb"))
 def bench(row: Row, variant: str, threads: int, benchmark: object) -> None:
-    benchmark_variant(row, variant, threads, benchmark)
+    time_variant(row, variant, threads, benchmark)

@@ -23,7 +23,7 @@ def variants(op: str) -> list[Any]:
     ]
 
 
-def benchmark_variant(row: Row, variant: str, threads: int, benchmark: Any) -> None:
+def time_variant(row: Row, variant: str, threads: int, benchmark: Any) -> None:
     """Time one variant, after quaver's result was checked against the reference."""
     benchmark.group = f"{row}, {threads} threads, {DEVICE.type}"
     benchmark.extra_info.update(row=row.name, size=row.size, variant=variant, threads=threads, elements=row.elements)

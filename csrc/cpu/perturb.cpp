@@ -38,14 +38,6 @@ const C* sigma_at(const C* values, SigmaShape::Kind kind, int64_t columns, int64
   return buffer;
 }
 
-// Reads and writes of a tile are started before its noise is made, which hides them: 0.45 -> 0.41 ns an element.
-inline void prefetch(const char* from, char* to, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) {
-    __builtin_prefetch(from + i, 0);
-    __builtin_prefetch(to + i, 1);
-  }
-}
-
 template <class C>
 void perturb_into(char* to, const char* from, int64_t element_size, const cpu::DtypeLoops::Loops& loops,
                   const Tensor& sigma_tensor, const Tensor& seed, const Placement& place, int64_t stream, int64_t domain) {
@@ -62,7 +54,7 @@ void perturb_into(char* to, const char* from, int64_t element_size, const cpu::D
       const int64_t p = begin / size, start = p * size, stop = std::min(end, start + size);
       const C* of_member = values + p * shape.member_stride();
       for_placed_tiles(place, begin - start, stop - start, [&](uint64_t element, int64_t at, int64_t length) {
-        prefetch(from + at * element_size, to + (start + at) * element_size, length * element_size);
+        cpu::prefetch(from + at * element_size, to + (start + at) * element_size, length * element_size);
         philox.fill(noise, length, members[size_t(p)], element);
         loops.perturb(to, start + at, from, at, noise,
                       sigma_at(of_member, shape.kind, place.columns, at, length, scale),
