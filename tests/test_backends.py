@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from package_copy import copy_package
 
 import quaver
 from quaver.kernels import _backends, _library, use_backend, why_not
@@ -79,13 +80,7 @@ def test_simd_variable() -> None:
 def uncompiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the package without its compiled parts."""
     source = tmp_path_factory.mktemp("uncompiled")
-    (source / "quaver").mkdir()
-    for file in (ROOT / "src/quaver").glob("*.py"):
-        (source / "quaver" / file.name).write_bytes(file.read_bytes())
-    for file in [*(ROOT / "kernels").rglob("*.py"), *(ROOT / "pymodels").rglob("*.py")]:
-        copy = source / "quaver" / file.relative_to(ROOT)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(file.read_bytes())
+    copy_package(source)
     return source
 
 
@@ -111,7 +106,7 @@ def test_info_says_that_the_references_run(uncompiled: Path) -> None:
     assert "none, the eager references run instead: the library is not built" in done.stdout
 
 
-def test_a_library_that_does_not_load_is_named_with_the_real_reason(uncompiled: Path, tmp_path: Path) -> None:
+def test_a_library_that_does_not_load_is_named_with_the_real_reason(uncompiled: Path) -> None:
     folder = uncompiled / "quaver/kernels/_lib"
     folder.mkdir()
     (folder / "libquaver_cpu.so").write_bytes(b"not a library")
