@@ -1,6 +1,6 @@
 """A table and a plot from the JSON that `quaver bench --json FILE` writes.
 
-    python benchmarks/report.py FILE [--plot FILE.png]
+python benchmarks/report.py FILE [--plot FILE.png]
 """
 
 import json
@@ -14,7 +14,9 @@ from rich.table import Table
 
 def table(content: dict) -> Table:
     """One line a row and number of threads: quaver's time, and how many times as fast as each alternative it is."""
-    made = Table("op", "size", "threads", "ms", "times the speed of", title=f"{content['cpu']}, torch {content['torch']}")
+    made = Table(
+        "op", "size", "threads", "ms", "times the speed of", title=f"{content['cpu']}, torch {content['torch']}"
+    )
     for row in content["rows"]:
         seconds = dict(row["seconds"])
         ours = seconds.pop("quaver")
@@ -31,7 +33,9 @@ def plot(content: dict, path: Path) -> None:
     for row in content["rows"]:
         ours = row["seconds"]["quaver"]
         label = f"{row['row']} {row['size']}, {row['threads']}t"
-        bars += [(f"{label} / {name}", s / ours) for name, s in row["seconds"].items() if name not in ("quaver", "copy_")]
+        bars += [
+            (f"{label} / {name}", s / ours) for name, s in row["seconds"].items() if name not in ("quaver", "copy_")
+        ]
     figure, axes = plt.subplots(figsize=(8, 0.25 * len(bars) + 1))
     axes.barh([name for name, _ in bars][::-1], [ratio for _, ratio in bars][::-1])
     axes.set_xscale("log")

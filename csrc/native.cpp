@@ -46,8 +46,8 @@ cpu::Level level_named(const std::string& name) {
 
 // One block of Philox-4x32-10: any counter of four words, any key of two.
 py::array_t<uint32_t> philox_4x32(const std::array<uint32_t, 4>& counter, const std::array<uint32_t, 2>& key) {
-  const auto x = quaver::philox(uint64_t(counter[1]) << 32 | counter[0], counter[2], counter[3],
-                                uint64_t(key[1]) << 32 | key[0]);
+  const auto x =
+      quaver::philox(uint64_t(counter[1]) << 32 | counter[0], counter[2], counter[3], uint64_t(key[1]) << 32 | key[0]);
   return py::array_t<uint32_t>(4, x.w);
 }
 
@@ -66,8 +66,9 @@ PYBIND11_MODULE(_native, m) {
   m.def("build_facts", &build_facts, "The compiler, torch version and instruction sets of this build.");
   m.def("detected_simd", [] { return cpu::level_name(cpu::detected_level()); }, "The best level of this machine.");
   m.def("current_simd", [] { return cpu::level_name(cpu::current_level()); }, "The level in use by this module.");
-  m.def("cap_simd", [](const std::string& name) { cpu::cap_level(level_named(name)); }, py::arg("level"),
-        "Cap the level that this module uses.");
+  m.def(
+      "cap_simd", [](const std::string& name) { cpu::cap_level(level_named(name)); }, py::arg("level"),
+      "Cap the level that this module uses.");
   m.def("philox_4x32", &philox_4x32, py::arg("counter"), py::arg("key"), "The four words of one counter.");
   m.def("noise", &noise, py::arg("count"), py::arg("seed"), py::arg("stream") = 0, py::arg("domain") = 0,
         py::arg("offset") = 0, "Elements offset .. offset + count - 1 of one source, float32.");

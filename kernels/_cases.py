@@ -80,9 +80,9 @@ class Rotation:
 
 
 def rotated_weights(elements: int, device: torch.device) -> list[Tensor]:
-    """float32 weights of `elements` each, together 128 MiB or two, whichever is more."""
-    count = max(2, 2**25 // elements)
-    return [values((min(elements, 2**16),), torch.float32, device, i).repeat(max(1, elements // 2**16)) for i in range(count)]
+    """float32 weights of `elements` each, together 128 MiB, but two at least."""
+    base = values((min(elements, 2**16),), torch.float32, device).repeat(max(1, elements // 2**16))
+    return [base.clone() for _ in range(max(2, 2**25 // elements))]
 
 
 def require_equal(got: Tensor, expected: Tensor, what: str) -> None:

@@ -34,7 +34,9 @@ def assert_equals_reference(case: Case, dtype: torch.dtype, backend: str = "cpp"
         assert torch.equal(got, expected)
     else:
         wide = run(case, torch.float64, "reference", device) if dtype == torch.float64 else expected
-        torch.testing.assert_close(got.double(), wide.double(), rtol=4e-6 if dtype != torch.float64 else 1e-12, atol=1e-30)
+        torch.testing.assert_close(
+            got.double(), wide.double(), rtol=4e-6 if dtype != torch.float64 else 1e-12, atol=1e-30
+        )
 
 
 @contextmanager

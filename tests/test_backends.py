@@ -17,7 +17,10 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 def test_names_of_backends_are_checked() -> None:
-    with pytest.raises(ValueError, match="backend 'eager': expected one of reference, cpp, cuda, triton"), use_backend("eager"):
+    with (
+        pytest.raises(ValueError, match="backend 'eager': expected one of reference, cpp, cuda, triton"),
+        use_backend("eager"),
+    ):
         pass
 
 

@@ -91,7 +91,9 @@ def test_compiles_with_inductor() -> None:
 def test_transforms_take_the_reference() -> None:
     x = values((3, 50), torch.float64, CPU)
     kept = (quaver.philox_uniform(50, 1) > 0.5).double() * 2
-    _, tangent = torch.func.jvp(lambda x: quaver.dropout(x * x, 0.5, 1), (x[0],), (torch.ones(50, dtype=torch.float64),))
+    _, tangent = torch.func.jvp(
+        lambda x: quaver.dropout(x * x, 0.5, 1), (x[0],), (torch.ones(50, dtype=torch.float64),)
+    )
     torch.testing.assert_close(tangent, 2 * x[0] * kept)
     assert torch.equal(torch.vmap(lambda x: quaver.dropout(x, 0.5, 1))(x), x * kept)
 
@@ -100,7 +102,11 @@ BAD = [
     (lambda: quaver.dropout(1.0, 0.5, 1), TypeError, "x: expected a tensor, got float"),
     (lambda: quaver.dropout(torch.ones(3), 1.5, 1), ValueError, "p: expected a probability in [0, 1], got 1.5"),
     (lambda: quaver.dropout(torch.ones(3), "a", 1), TypeError, "p: expected a float, got str"),
-    (lambda: quaver.dropout(torch.ones(3), float("nan"), 1), ValueError, "p: expected a probability in [0, 1], got nan"),
+    (
+        lambda: quaver.dropout(torch.ones(3), float("nan"), 1),
+        ValueError,
+        "p: expected a probability in [0, 1], got nan",
+    ),
     (
         lambda: quaver.dropout(torch.ones(3), 0.5, torch.arange(2)),
         ValueError,

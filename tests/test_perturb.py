@@ -227,7 +227,9 @@ def test_in_place_equals_out_of_place(dtype: torch.dtype) -> None:
 
 def test_in_place_refuses_what_needs_a_gradient() -> None:
     weight = torch.zeros(3, requires_grad=True)
-    with pytest.raises(RuntimeError, match=r"weight: perturb_ has no gradient; call it under torch.no_grad\(\), or use"):
+    with pytest.raises(
+        RuntimeError, match=r"weight: perturb_ has no gradient; call it under torch.no_grad\(\), or use"
+    ):
         quaver.perturb_(weight, 0.1, 1)
     with torch.no_grad():
         quaver.perturb_(weight, 0.1, 1)
@@ -253,7 +255,9 @@ def test_weight_scale_at_the_edges() -> None:
         assert (weight.grad == 0).all()
     # No cancellation: the mean is 10^4 deviations away.
     weight = values((300, 300), torch.float64, CPU) + 1e4
-    torch.testing.assert_close(quaver.weight_scale(weight.float()).double(), weight.float().double().std(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        quaver.weight_scale(weight.float()).double(), weight.float().double().std(), rtol=1e-5, atol=0
+    )
 
 
 W = torch.zeros(4, 5)
@@ -329,6 +333,8 @@ def test_bad_input(call: object, error: type[Exception], message: str) -> None:
 
 
 def test_bad_input_under_compile() -> None:
-    compiled = torch.compile(lambda w: quaver.perturb(w, 0.1, 1, distribution="cauchy"), backend="eager", fullgraph=True)
+    compiled = torch.compile(
+        lambda w: quaver.perturb(w, 0.1, 1, distribution="cauchy"), backend="eager", fullgraph=True
+    )
     with pytest.raises(Exception, match="distribution: expected one of normal, rademacher, got 'cauchy'"):
         compiled(W)

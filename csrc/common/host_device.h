@@ -9,8 +9,8 @@
 
 namespace quaver {
 
-// One IEEE-754 operation each, never contracted into a fused multiply-add: the noise is defined by them. On the host the
-// build passes -ffp-contract=off.
+// One IEEE-754 operation each, never contracted into a fused multiply-add: the noise is defined by them. On the host
+// the build passes -ffp-contract=off.
 #ifdef __CUDA_ARCH__
 QUAVER_HD float multiply(float a, float b) { return __fmul_rn(a, b); }
 QUAVER_HD float add(float a, float b) { return __fadd_rn(a, b); }

@@ -4,8 +4,8 @@
 
 namespace quaver {
 
-// Where a block of weights lies in the logical matrix: element (n, k) has number first + n * row_length + k. A tensor of
-// two or more dimensions is rows by the product of the rest; one of fewer is a single row.
+// Where a block of weights lies in the logical matrix: element (n, k) has number first + n * row_length + k. A tensor
+// of two or more dimensions is rows by the product of the rest; one of fewer is a single row.
 struct Placement {
   int64_t rows, columns, row_length;
   uint64_t first;

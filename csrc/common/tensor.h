@@ -15,11 +15,16 @@ using torch::stable::Tensor;
 template <class F>
 void dispatch_floating(ScalarType dtype, const char* op, F&& f) {
   switch (dtype) {
-    case ScalarType::Float: return f(float{});
-    case ScalarType::Double: return f(double{});
-    case ScalarType::BFloat16: return f(bfloat16{});
-    case ScalarType::Half: return f(float16{});
-    default: STD_TORCH_CHECK(false, op, ": expected float64, float32, bfloat16 or float16");
+    case ScalarType::Float:
+      return f(float{});
+    case ScalarType::Double:
+      return f(double{});
+    case ScalarType::BFloat16:
+      return f(bfloat16{});
+    case ScalarType::Half:
+      return f(float16{});
+    default:
+      STD_TORCH_CHECK(false, op, ": expected float64, float32, bfloat16 or float16");
   }
 }
 

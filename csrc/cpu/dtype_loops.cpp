@@ -128,13 +128,14 @@ void accumulate_scaled(C* acc, C c, const float* noise, int64_t n) {
 }
 
 template <class T>
-constexpr quaver::cpu::DtypeLoops::Loops loops = {narrow_all<T>, drop<T>,      perturb<T>, accumulate_product<T>, dot<T>,
-                                                  accumulate<T>, store_all<T>, moments<T>, scale_about<T>};
+constexpr quaver::cpu::DtypeLoops::Loops loops = {narrow_all<T>,         drop<T>,    perturb<T>,
+                                                  accumulate_product<T>, dot<T>,     accumulate<T>,
+                                                  store_all<T>,          moments<T>, scale_about<T>};
 
 }  // namespace
 
 namespace quaver::cpu {
 extern const DtypeLoops QUAVER_AT_LEVEL(dtype_loops);
-const DtypeLoops QUAVER_AT_LEVEL(dtype_loops) = {loops<float>,   loops<double>,            loops<bfloat16>,
-                                                 loops<float16>, accumulate_scaled<float>, accumulate_scaled<double>};
+const DtypeLoops QUAVER_AT_LEVEL(dtype_loops) = {
+    loops<float>, loops<double>, loops<bfloat16>, loops<float16>, accumulate_scaled<float>, accumulate_scaled<double>};
 }  // namespace quaver::cpu

@@ -1,5 +1,5 @@
-// Loops over contiguous elements of one dtype, each for every dtype, compiled once per instruction set. Positions are in
-// elements. `C` below is the compute type: float64 for float64, float32 for the others.
+// Loops over contiguous elements of one dtype, each for every dtype, compiled once per instruction set. Positions are
+// in elements. `C` below is the compute type: float64 for float64, float32 for the others.
 #pragma once
 #include <cstdint>
 
@@ -13,7 +13,8 @@ struct DtypeLoops {
     void (*narrow)(void* out, int64_t at, const float* x, int64_t n);
     // out[at + i] = u[i] > p ? x[at + i] * scale : 0
     void (*drop)(void* out, const void* x, int64_t at, const float* u, float p, double scale, int64_t n);
-    // out[out_at + i] = T(w[at + i] + sigma * noise[i]): the product rounded, then the sum, then to T. sigma: one C, or n.
+    // out[out_at + i] = T(w[at + i] + sigma * noise[i]): the product rounded, then the sum, then to T. sigma: one C, or
+    // n.
     void (*perturb)(void* out, int64_t out_at, const void* w, int64_t at, const float* noise, const void* sigma,
                     bool elementwise, int64_t n);
     // acc[i] += x[at + i] * noise[i]

@@ -1,7 +1,8 @@
 // The noise stream a vector at a time: the same bits as csrc/common/normal.h. Included once per instruction set.
 //
-// A vector of 64-bit lanes holds one counter a lane, its words in the low halves. Counters are dealt to the lanes so that
-// the words of two counters interleave within 128 bits to consecutive elements: no shuffle across 128 bits is needed.
+// A vector of 64-bit lanes holds one counter a lane, its words in the low halves. Counters are dealt to the lanes so
+// that the words of two counters interleave within 128 bits to consecutive elements: no shuffle across 128 bits is
+// needed.
 #pragma once
 #include "common/philox.h"
 #include "cpu/simd.h"
@@ -16,8 +17,8 @@ using quaver::Source;
 
 // What the generators make at a time: 128 elements.
 constexpr int kGroupCounters = 32, kGroup = 4 * kGroupCounters;
-// Vectors in flight: the rounds and polynomials are chains, and the scheduler sees about 100 instructions. Zen 5, AVX-512:
-// 0.61 ns a normal with 1, 0.44 with 2, 0.34 with 4.
+// Vectors in flight: the rounds and polynomials are chains, and the scheduler sees about 100 instructions. Zen 5,
+// AVX-512: 0.61 ns a normal with 1, 0.44 with 2, 0.34 with 4.
 constexpr int kTogether = 4;
 
 // The round keys, and what the first three rounds do to the words that are equal in every counter of a source with the

@@ -21,18 +21,24 @@ inline std::vector<Source> sources(const Tensor& seed, int64_t stream, int64_t d
 inline const DtypeLoops::Loops& loops_of(ScalarType dtype) {
   const DtypeLoops& all = dtype_loops();
   switch (dtype) {
-    case ScalarType::Float: return all.f32;
-    case ScalarType::Double: return all.f64;
-    case ScalarType::BFloat16: return all.bf16;
-    case ScalarType::Half: return all.f16;
-    default: STD_TORCH_CHECK(false, "quaver: expected float64, float32, bfloat16 or float16");
+    case ScalarType::Float:
+      return all.f32;
+    case ScalarType::Double:
+      return all.f64;
+    case ScalarType::BFloat16:
+      return all.bf16;
+    case ScalarType::Half:
+      return all.f16;
+    default:
+      STD_TORCH_CHECK(false, "quaver: expected float64, float32, bfloat16 or float16");
   }
 }
 
 // Elements a thread takes at a time: 10 us of noise, against 1 to 5 us to hand work to a thread.
 constexpr int64_t kGrain = 32768;
 
-// Calls body(element, position, length) for tiles of at most kTile elements that cover [begin, end), where element = first
+// Calls body(element, position, length) for tiles of at most kTile elements that cover [begin, end), where element =
+// first
 // + position. Tiles end where groups of the stream do, so that no group is made twice.
 template <class Body>
 void for_tiles(uint64_t first, int64_t begin, int64_t end, Body&& body) {

@@ -52,9 +52,8 @@ void philox_keys_(Tensor& out, const Tensor& seed, int64_t stream) {
   const auto source = cpu::sources(seed, stream, kPermutation);
   const auto& loops = cpu::philox_loops();
   int64_t* to = cpu::output<int64_t>(out);
-  parallel_for(0, out.numel(), cpu::kGrain, [&](int64_t begin, int64_t end) {
-    loops.keys(to + begin, end - begin, source[0], uint64_t(begin));
-  });
+  parallel_for(0, out.numel(), cpu::kGrain,
+               [&](int64_t begin, int64_t end) { loops.keys(to + begin, end - begin, source[0], uint64_t(begin)); });
 }
 
 }  // namespace

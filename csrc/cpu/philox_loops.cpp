@@ -59,9 +59,12 @@ void fill_signs(float* out, int64_t count, const Source& source, uint64_t first)
 
 void fill(float* out, int64_t count, const Source& source, uint64_t first) {
   switch (source.domain & 0xffu) {
-    case quaver::kNormal: return fill_groups<Normals>(out, count, source, first);
-    case quaver::kRademacher: return fill_signs(out, count, source, first);
-    default: return fill_groups<Uniforms>(out, count, source, first);
+    case quaver::kNormal:
+      return fill_groups<Normals>(out, count, source, first);
+    case quaver::kRademacher:
+      return fill_signs(out, count, source, first);
+    default:
+      return fill_groups<Uniforms>(out, count, source, first);
   }
 }
 
@@ -74,8 +77,7 @@ void words(int64_t* out, int64_t count, const Source& source, uint64_t block, in
 
 void keys(int64_t* out, int64_t count, const Source& source, uint64_t first) {
   for (int64_t i = 0; i < count; i++) {
-    const quaver::Words x =
-        quaver::philox((first + uint64_t(i)) / 2, source.stream, source.domain, source.seed);
+    const quaver::Words x = quaver::philox((first + uint64_t(i)) / 2, source.stream, source.domain, source.seed);
     const uint32_t* pair = x.w + (first + uint64_t(i)) % 2 * 2;
     out[i] = int64_t((uint64_t(pair[0]) << 32 | pair[1]) >> 1);
   }

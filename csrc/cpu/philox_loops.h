@@ -1,5 +1,5 @@
-// The noise stream as loops over elements, compiled once per instruction set. No torch header here, by design: an inline
-// function shared by files with different -march would survive as one copy, perhaps the AVX-512 one.
+// The noise stream as loops over elements, compiled once per instruction set. No torch header here, by design: an
+// inline function shared by files with different -march would survive as one copy, perhaps the AVX-512 one.
 #pragma once
 #include <cstdint>
 
@@ -19,8 +19,8 @@ struct PhiloxLoops {
 
 QUAVER_LOOPS(PhiloxLoops, philox_loops)
 
-// Callers make noise a tile at a time, in a buffer that stays in the L1 cache beside what it is applied to: W + sigma eps
-// at 16.7 M elements, one core: 0.41 ns an element with 256, 0.43 with 512, 0.50 with 1024.
+// Callers make noise a tile at a time, in a buffer that stays in the L1 cache beside what it is applied to: W + sigma
+// eps at 16.7 M elements, one core: 0.41 ns an element with 256, 0.43 with 512, 0.50 with 1024.
 constexpr int64_t kTile = 256;
 
 }  // namespace quaver::cpu

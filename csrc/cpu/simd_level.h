@@ -15,10 +15,10 @@ Level current_level();
 void cap_level(Level level);
 
 #if defined(__x86_64__)
-#define QUAVER_LOOPS(Table, name) \
-  extern const Table name##_base, name##_v3, name##_v4; \
-  inline __attribute__((always_inline)) const Table& name() { \
-    const Level level = current_level(); \
+#define QUAVER_LOOPS(Table, name)                                             \
+  extern const Table name##_base, name##_v3, name##_v4;                       \
+  inline __attribute__((always_inline)) const Table& name() {                 \
+    const Level level = current_level();                                      \
     return level == kV4 ? name##_v4 : level == kV3 ? name##_v3 : name##_base; \
   }
 #else

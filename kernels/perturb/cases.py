@@ -38,7 +38,12 @@ def _sigma(form: tuple[int, ...] | float) -> Callable[[torch.dtype, torch.device
 def _case(name: str, layout: str, sigma: tuple[int, ...] | float, seed: int | list[int] = 7, **arguments: Any) -> Case:
     def inputs(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
         made = torch.tensor(seed, device=device) if isinstance(seed, list) else seed
-        return {"weight": _LAYOUTS[layout](dtype, device), "sigma": _sigma(sigma)(dtype, device), "seed": made, **arguments}
+        return {
+            "weight": _LAYOUTS[layout](dtype, device),
+            "sigma": _sigma(sigma)(dtype, device),
+            "seed": made,
+            **arguments,
+        }
 
     return Case(name, perturb, inputs, ("weight",) if isinstance(sigma, float) else ("weight", "sigma"))
 
@@ -102,7 +107,12 @@ def _check(count: int, distribution: str) -> Callable[[torch.device], None]:
         for first in (0, count - part):
             with use_backend("reference"):
                 expected = perturb(
-                    weight[first : first + part], 0.1, 1, distribution=distribution, column_offset=first, row_length=count
+                    weight[first : first + part],
+                    0.1,
+                    1,
+                    distribution=distribution,
+                    column_offset=first,
+                    row_length=count,
                 )
             require_equal(got[first : first + part], expected, "perturb")
 
@@ -110,7 +120,9 @@ def _check(count: int, distribution: str) -> Callable[[torch.device], None]:
 
 
 def _row(count: int, size: str, distribution: str, in_place: bool) -> Row:
-    names = ("quaver", "best eager", "copy_") if in_place else ("quaver", "naive", "best eager", "torch.compile", "copy_")
+    names = (
+        ("quaver", "best eager", "copy_") if in_place else ("quaver", "naive", "best eager", "torch.compile", "copy_")
+    )
 
     def variants(device: torch.device) -> dict[str, Callable[[], object]]:
         weights = rotated_weights(count, device)

@@ -34,9 +34,7 @@ _ops.define(
     lambda grad, sigma, seed, *place: _contiguous(sigma, sigma.shape),
     _TRITON,
 )
-_ops.define(
-    "perturb_weight_gradient(Tensor grad) -> Tensor", lambda grad: _contiguous(grad, grad.shape[1:]), _TRITON
-)
+_ops.define("perturb_weight_gradient(Tensor grad) -> Tensor", lambda grad: _contiguous(grad, grad.shape[1:]), _TRITON)
 _ops.define(
     f"perturbation_gradient(Tensor coefficients, Tensor seeds, SymInt[] shape, {_PLACE}) -> Tensor",
     lambda coefficients, seeds, shape, *place: _contiguous(coefficients, shape),
@@ -62,9 +60,7 @@ class _Family:
             return differentiable(_ops.overload(name, backend), save, backward)
 
         self.perturb = make("perturb", self._save_perturb, self._perturb_backward)
-        self.sigma_gradient = make(
-            "perturb_sigma_gradient", self._save_sigma_gradient, self._sigma_gradient_backward
-        )
+        self.sigma_gradient = make("perturb_sigma_gradient", self._save_sigma_gradient, self._sigma_gradient_backward)
         self.weight_gradient = make("perturb_weight_gradient", self._save_members, self._weight_gradient_backward)
         self.perturbation_gradient = make(
             "perturbation_gradient", self._save_coefficients, self._perturbation_gradient_backward

@@ -35,7 +35,11 @@ SQRT_HALF = 0x3F3504F3
 
 def header() -> str:
     """The table as a C++ header."""
-    lines = ["// Written by kernels/philox/coefficients.py.", "#pragma once", "#define QUAVER_LOG_SPLIT %#xu" % LOG_SPLIT]
+    lines = [
+        "// Written by kernels/philox/coefficients.py.",
+        "#pragma once",
+        "#define QUAVER_LOG_SPLIT %#xu" % LOG_SPLIT,
+    ]
     lines.append("#define QUAVER_SQRT_HALF %#xu" % SQRT_HALF)
     lines.append(f"#define QUAVER_MINUS_TWO_LOG_TWO {MINUS_TWO_LOG_TWO.hex()}f")
     for name, values in (("LOG", LOG), ("SIN", SIN), ("COS", COS)):

@@ -20,7 +20,9 @@ def _no_result(*_: object) -> None:
 
 # Ops that fill a tensor rather than return one: what they write needs no tensor input, and the output's device decides
 # where they run.
-_ops.define("philox_fill_(Tensor(a!) out, Tensor seed, int stream, int domain, SymInt offset) -> ()", _no_result, _TRITON)
+_ops.define(
+    "philox_fill_(Tensor(a!) out, Tensor seed, int stream, int domain, SymInt offset) -> ()", _no_result, _TRITON
+)
 _ops.define(
     "philox_words_(Tensor(a!) out, Tensor seed, int stream, int domain, int block, int word) -> ()", _no_result, _TRITON
 )
@@ -166,15 +168,15 @@ def philox_words(
     backend = "reference" if transformed() else choose(where, CUDA_ORDER)
     if backend == "reference":
         element = torch.arange(offset, offset + size, dtype=torch.int64, device=where)
-        return reference.words(element, seeds.to(where).unsqueeze(-1) if seeds.dim() else seeds.to(where), stream, domain)
+        return reference.words(
+            element, seeds.to(where).unsqueeze(-1) if seeds.dim() else seeds.to(where), stream, domain
+        )
     out = torch.empty((*seeds.shape, size), dtype=torch.int64, device=where)
     _ops.overload("philox_words_", backend)(out, seeds, stream, domain, offset // 4, offset % 4)
     return out
 
 
-def philox_permutation(
-    n: int, seed: Seed, *, stream: int = 0, device: torch.device | str | None = None
-) -> Tensor:
+def philox_permutation(n: int, seed: Seed, *, stream: int = 0, device: torch.device | str | None = None) -> Tensor:
     """A uniformly drawn permutation of 0 .. n - 1: the order of n 63-bit keys from the noise stream.
 
     Args:

@@ -5,7 +5,6 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,12 +64,16 @@ def _triton_kernels() -> str:
         return f"not in use: {reason}"
     import importlib.metadata
 
-    return f"Triton {importlib.metadata.version('triton')}" + ("" if torch.cuda.is_available() else "; no GPU is visible")
+    return f"Triton {importlib.metadata.version('triton')}" + (
+        "" if torch.cuda.is_available() else "; no GPU is visible"
+    )
 
 
 @app.command()
 def info(
-    kernels: Annotated[bool, typer.Option("--kernels", help="compile every GPU kernel and report its resources")] = False,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="compile every GPU kernel and report its resources")
+    ] = False,
 ) -> None:
     """What is built, what runs, and why what does not run does not."""
     table = Table(show_header=False, box=None, pad_edge=False)
@@ -169,19 +172,22 @@ def bench(
     _console.print(table, highlight=False)
     _console.print("Every result above was equal to its reference before it was timed.", highlight=False)
     if json_file is not None:
-        content = [
-            {"row": t.row.name, "size": t.row.size, "threads": t.threads, "seconds": t.seconds} for t in timings
-        ]
+        content = [{"row": t.row.name, "size": t.row.size, "threads": t.threads, "seconds": t.seconds} for t in timings]
         _write_json(json_file, {"cpu": _cpu_model(), "device": device, "torch": torch.__version__, "rows": content})
 
 
-def run(command: Callable[[], Any]) -> None:
-    """Run a typer command; a wrong call is one line on stderr and exit code 2."""
+def run(program: typer.Typer) -> None:
+    """Run a typer program; whatever is wrong with the call is one line on stderr and exit code 2."""
     try:
-        command()
-    except UsageError as error:
-        Console(stderr=True).print(f"quaver: {error}", highlight=False, soft_wrap=True)
+        code = program(standalone_mode=False)
+    except Exception as error:
+        # The parser's own errors, whose class depends on typer's version, have format_message.
+        described = getattr(error, "format_message", None)
+        if described is None and not isinstance(error, UsageError):
+            raise
+        Console(stderr=True).print(f"quaver: {described() if described else error}", highlight=False, soft_wrap=True)
         sys.exit(2)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def main() -> None:
