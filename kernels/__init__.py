@@ -23,6 +23,6 @@ if __name__ == "quaver.kernels":
         "why_not",
     ]
 else:
-    # Hugging Face has a package `kernels` that transformers probes for. Seen from the repository root this folder goes by
-    # that name; without a __file__ the probe takes it for the namespace package that it then is.
+    # Hugging Face has a package `kernels` that transformers probes for. Seen from the repository root this folder goes
+    # by that name; without a __file__ the probe takes it for the namespace package that it then is.
     __file__ = None  # type: ignore[assignment]

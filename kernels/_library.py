@@ -1,6 +1,7 @@
 """Loads the compiled libraries, and says what they are or why they are not there."""
 
 import ctypes
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,8 +86,7 @@ def capped_simd(level: str) -> Iterator[None]:
 def build_info() -> dict[str, Any]:
     """Facts about the compiled parts; `{}` where the module that knows them was not built."""
     try:
-        from . import _native
+        native = importlib.import_module("quaver.kernels._native")
     except ImportError:
         return {}
-    facts: dict[str, Any] = dict(_native.build_facts())
-    return {**facts, "detected_simd": _native.detected_simd()}
+    return {**native.build_facts(), "detected_simd": native.detected_simd()}

@@ -1,4 +1,4 @@
-"""Without a GPU the whole session runs Triton's kernels in its interpreter, with the patch that makes bfloat16 right."""
+"""Without a GPU the whole session runs Triton's kernels in its interpreter, patched so that bfloat16 is right."""
 
 import importlib.util
 import os

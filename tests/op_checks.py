@@ -106,15 +106,13 @@ def dispatched(call: Callable[[], Any]) -> list[str]:
 
 
 #: What a backend's own kernel may dispatch: allocation, views, copies of layout and of dtype. Never arithmetic.
-ALLOWED = {
-    "aten::" + name
-    for name in (
-        "empty empty_like empty_strided new_empty contiguous clone copy_ _to_copy to view reshape expand as_strided select "
-        "unsqueeze squeeze detach alias resolve_conj resolve_neg result_type lift_fresh detach_ item "
-        "_local_scalar_dense is_nonzero view_as zeros zero_ fill_ full new_zeros unbind narrow slice flatten t transpose "
-        "permute _reshape_alias _unsafe_view"
-    ).split()
-}
+_ALLOWED_NAMES = """
+    empty empty_like empty_strided new_empty contiguous clone copy_ _to_copy to view reshape expand as_strided select
+    unsqueeze squeeze detach detach_ alias resolve_conj resolve_neg result_type lift_fresh item _local_scalar_dense
+    is_nonzero view_as zeros zero_ fill_ full new_zeros unbind narrow slice flatten t transpose permute _reshape_alias
+    _unsafe_view
+"""
+ALLOWED = {f"aten::{name}" for name in _ALLOWED_NAMES.split()}
 
 
 def assert_only(names: list[str], backend: str, *allowed: str) -> None:

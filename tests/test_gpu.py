@@ -39,17 +39,18 @@ def test_many_blocks(backend: str, distribution: str) -> None:
 
 
 @backends
-def test_gradients(backend: str) -> None:
+@pytest.mark.parametrize("shape", [(), (37, 1), (37, 53), (3, 37, 1)], ids=str)
+def test_gradients(backend: str, shape: tuple[int, ...]) -> None:
     weight = values((37, 53), torch.float64, GPU).requires_grad_()
-    for shape in ((), (37, 1), (37, 53), (3, 37, 1)):
-        sigma = values(shape, torch.float64, GPU, seed=1).requires_grad_()
-        seed = torch.arange(3, device=GPU) if len(shape) == 3 else 4
-        with use_backend(backend):
-            assert torch.autograd.gradcheck(lambda w, s: quaver.perturb(w, s, seed), (weight, sigma), fast_mode=True)  # noqa: B023
-            assert torch.autograd.gradgradcheck(
-                lambda w, s: quaver.perturb(w, s, seed), (weight, sigma), fast_mode=True
-            )  # noqa: B023
+    sigma = values(shape, torch.float64, GPU, seed=1).requires_grad_()
+    seed = torch.arange(3, device=GPU) if len(shape) == 3 else 4
+
+    def function(w: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        return quaver.perturb(w, s, seed)
+
     with use_backend(backend):
+        assert torch.autograd.gradcheck(function, (weight, sigma), fast_mode=True)
+        assert torch.autograd.gradgradcheck(function, (weight, sigma), fast_mode=True)
         assert torch.autograd.gradcheck(quaver.weight_scale, (weight,), fast_mode=True)
 
 

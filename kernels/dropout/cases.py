@@ -34,10 +34,11 @@ CASES = [
 def _row(count: int, size: str) -> Row:
     def variants(device: torch.device) -> dict[str, Callable[[], object]]:
         inputs = rotated_weights(count, device)
+        to = torch.empty_like(inputs[0])
         return {
             "quaver": Rotation(lambda x: dropout(x, 0.1, 1), inputs),
             "F.dropout": Rotation(lambda x: functional.dropout(x, 0.1), inputs),
-            "copy_": Rotation(lambda x, to=torch.empty_like(inputs[0]): to.copy_(x), inputs),
+            "copy_": Rotation(to.copy_, inputs),
         }
 
     def check(device: torch.device) -> None:

@@ -46,7 +46,7 @@ def noise_place(
 
 
 def sigma_tensor(sigma: float | Tensor, weight: Tensor) -> tuple[Tensor, int | None]:
-    """sigma as a 0-dim or [1 or P, 1 or N, 1 or K] tensor of the weight's compute dtype, and its own P if it has one."""
+    """sigma as a 0-dim or [1 or P, 1 or N, 1 or K] tensor of the weight's compute dtype, and its own P if any."""
     dtype = compute_dtype(weight.dtype)
     if not isinstance(sigma, Tensor):
         if not isinstance(sigma, (int, float, torch.SymFloat, torch.SymInt)) or isinstance(sigma, bool):
@@ -72,8 +72,8 @@ def sigma_tensor(sigma: float | Tensor, weight: Tensor) -> tuple[Tensor, int | N
     if shape[1:] in matrices:
         return sigma.reshape(shape[0], *matrices[shape[1:]]), shape[0]
     raise ValueError(
-        f"sigma: expected a float or a tensor of shape (), {' or '.join(map(str, matrices))}, with or without a leading P, "
-        f"for a weight of shape {full}; got {shape}"
+        f"sigma: expected a float or a tensor of shape (), {' or '.join(map(str, matrices))}, with or without a leading "
+        f"P, for a weight of shape {full}; got {shape}"
     )
 
 

@@ -48,6 +48,22 @@ def _case(name: str, layout: str, sigma: tuple[int, ...] | float, seed: int | li
     return Case(name, perturb, inputs, ("weight",) if isinstance(sigma, float) else ("weight", "sigma"))
 
 
+def _gradient_case(distribution: str) -> Case:
+    def inputs(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+        seeds = torch.arange(5, device=device) - 2
+        arguments = {"coefficients": values((5,), dtype, device), "seeds": seeds, "shape": (37, 53)}
+        return {**arguments, "distribution": distribution, **_SHARD}
+
+    return Case(f"gradient-{distribution}", perturbation_gradient, inputs, ("coefficients",))
+
+
+def _scale_case(layout: str) -> Case:
+    def inputs(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+        return {"weight": _LAYOUTS[layout](dtype, device)}
+
+    return Case(f"scale-{layout}", weight_scale, inputs, ("weight",), exact=False)
+
+
 _SHARD = {"row_offset": 3, "column_offset": 11, "row_length": 100}
 _POPULATION = [4, -5, 2**62]
 CASES = [
@@ -66,31 +82,8 @@ CASES = [
     _case("population-shared-row", "odd", (37, 1), _POPULATION),
     _case("population-shared-element", "odd", (37, 53), _POPULATION),
     _case("population-of-sigma", "odd", (3,)),
-    *(
-        Case(
-            f"gradient-{distribution}",
-            perturbation_gradient,
-            lambda dtype, device, distribution=distribution: {
-                "coefficients": values((5,), dtype, device),
-                "seeds": torch.arange(5, device=device) - 2,
-                "shape": (37, 53),
-                "distribution": distribution,
-                **_SHARD,
-            },
-            ("coefficients",),
-        )
-        for distribution in ("normal", "rademacher")
-    ),
-    *(
-        Case(
-            f"scale-{layout}",
-            weight_scale,
-            lambda dtype, device, layout=layout: {"weight": _LAYOUTS[layout](dtype, device)},
-            ("weight",),
-            exact=False,
-        )
-        for layout in ("empty", "one", "odd", "strided", "large")
-    ),
+    *(_gradient_case(distribution) for distribution in ("normal", "rademacher")),
+    *(_scale_case(layout) for layout in ("empty", "one", "odd", "strided", "large")),
 ]
 
 

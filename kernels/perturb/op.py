@@ -173,7 +173,7 @@ def perturb(
         row_length: columns of the whole matrix; the block's own when None.
 
     Returns:
-        The weight's shape, or [P, *shape]; the weight's dtype; contiguous. The product and the sum are rounded to float32
+        The weight's shape, or [P, *shape]; the weight's dtype; contiguous. Product and sum are rounded to float32
         (float64 for float64) one after the other, then to the weight's dtype: the same bits on every backend.
         Differentiable in weight and sigma, any number of times; the noise is made again, never stored.
 
@@ -241,8 +241,8 @@ def perturbation_gradient(
 ) -> Tensor:
     """sum_p c_p epsilon_p: the estimate that evolution strategies and zeroth-order methods make of a gradient.
 
-    No epsilon is stored: memory is that of the result. With weights (f(W + s eps_p) - f(W - s eps_p)) / (2 s P) it is the
-    antithetic estimate of Salimans et al. (2017), "Evolution strategies as a scalable alternative to RL".
+    No epsilon is stored: memory is that of the result. With weights (f(W + s eps_p) - f(W - s eps_p)) / (2 s P) it is
+    the antithetic estimate of Salimans et al. (2017), "Evolution strategies as a scalable alternative to RL".
 
     Args:
         coefficients: [P], float64, float32, bfloat16 or float16.
@@ -292,9 +292,9 @@ def weight_scale(weight: Tensor) -> Tensor:
         weight: any shape and strides; float64, float32, bfloat16 or float16.
 
     Returns:
-        0-dim, float32 (float64 for float64), on the weight's device; 0 below two elements. Two passes over blocks that fit
-        the cache, combined in a fixed order (Chan, Golub, LeVeque 1979): no cancellation, and the same bits for any number
-        of threads. Differentiable any number of times; the gradient at 0 is 0.
+        0-dim, float32 (float64 for float64), on the weight's device; 0 below two elements. Two passes over blocks that
+        fit the cache, combined in a fixed order (Chan, Golub, LeVeque 1979): no cancellation, and the same bits for any
+        number of threads. Differentiable any number of times; the gradient at 0 is 0.
 
     Raises:
         TypeError: when weight is not a floating-point tensor.

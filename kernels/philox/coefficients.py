@@ -38,9 +38,9 @@ def header() -> str:
     lines = [
         "// Written by kernels/philox/coefficients.py.",
         "#pragma once",
-        "#define QUAVER_LOG_SPLIT %#xu" % LOG_SPLIT,
+        f"#define QUAVER_LOG_SPLIT {LOG_SPLIT:#x}u",
     ]
-    lines.append("#define QUAVER_SQRT_HALF %#xu" % SQRT_HALF)
+    lines.append(f"#define QUAVER_SQRT_HALF {SQRT_HALF:#x}u")
     lines.append(f"#define QUAVER_MINUS_TWO_LOG_TWO {MINUS_TWO_LOG_TWO.hex()}f")
     for name, values in (("LOG", LOG), ("SIN", SIN), ("COS", COS)):
         lines += [f"#define QUAVER_{name}{power} {value.hex()}f" for power, value in enumerate(values)]

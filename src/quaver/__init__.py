@@ -4,4 +4,4 @@ from quaver.kernels import *  # noqa: F403
 from quaver.kernels import __all__ as _ops
 
 __version__ = "0.1.0"
-__all__ = ["__version__", *_ops]  # noqa: PLE0604
+__all__ = ["__version__", *_ops]
