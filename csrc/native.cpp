@@ -28,7 +28,7 @@ py::dict build_facts() {
   facts["build_type"] = QUAVER_BUILD_TYPE;
   py::list levels;
   levels.append("base");
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(QUAVER_PORTABLE)
   levels.append("v3");
   levels.append("v4");
 #endif

@@ -4,7 +4,8 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
-#if defined(__SSE2__)
+#if defined(__SSE2__) && !defined(QUAVER_PORTABLE)
+#define QUAVER_SSE2
 #include <immintrin.h>
 #endif
 
@@ -32,7 +33,7 @@ QUAVER_INLINE Longs multiply_low_halves(Longs a, Longs b) {
   return (Longs)_mm512_mul_epu32((__m512i)a, (__m512i)b);
 #elif defined(__AVX2__)
   return (Longs)_mm256_mul_epu32((__m256i)a, (__m256i)b);
-#elif defined(__SSE2__)
+#elif defined(QUAVER_SSE2)
   return (Longs)_mm_mul_epu32((__m128i)a, (__m128i)b);
 #else
   return (a & 0xffffffffu) * (b & 0xffffffffu);
@@ -92,7 +93,7 @@ QUAVER_INLINE Floats square_roots(Floats x) {
   return (Floats)_mm512_sqrt_ps((__m512)x);
 #elif defined(__AVX2__)
   return (Floats)_mm256_sqrt_ps((__m256)x);
-#elif defined(__SSE2__)
+#elif defined(QUAVER_SSE2)
   return (Floats)_mm_sqrt_ps((__m128)x);
 #else
   for (int i = 0; i < kFloats; i++) x[i] = __builtin_sqrtf(x[i]);
@@ -106,7 +107,7 @@ QUAVER_INLINE Floats interleave_low(Floats a, Floats b) {
   return (Floats)_mm512_unpacklo_ps((__m512)a, (__m512)b);
 #elif defined(__AVX2__)
   return (Floats)_mm256_unpacklo_ps((__m256)a, (__m256)b);
-#elif defined(__SSE2__)
+#elif defined(QUAVER_SSE2)
   return (Floats)_mm_unpacklo_ps((__m128)a, (__m128)b);
 #else
   return Floats{a[0], b[0], a[1], b[1]};
@@ -118,7 +119,7 @@ QUAVER_INLINE Floats interleave_high(Floats a, Floats b) {
   return (Floats)_mm512_unpackhi_ps((__m512)a, (__m512)b);
 #elif defined(__AVX2__)
   return (Floats)_mm256_unpackhi_ps((__m256)a, (__m256)b);
-#elif defined(__SSE2__)
+#elif defined(QUAVER_SSE2)
   return (Floats)_mm_unpackhi_ps((__m128)a, (__m128)b);
 #else
   return Floats{a[2], b[2], a[3], b[3]};

@@ -37,7 +37,7 @@ bool level_from_name(const char* name, Level& level) {
 }
 
 Level detected_level() {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(QUAVER_PORTABLE)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("x86-64-v4")) return kV4;
   if (__builtin_cpu_supports("x86-64-v3")) return kV3;

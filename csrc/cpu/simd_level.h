@@ -14,7 +14,7 @@ Level detected_level();
 Level current_level();
 void cap_level(Level level);
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(QUAVER_PORTABLE)
 #define QUAVER_LOOPS(Table, name)                                             \
   extern const Table name##_base, name##_v3, name##_v4;                       \
   inline __attribute__((always_inline)) const Table& name() {                 \

@@ -72,8 +72,8 @@ def sigma_tensor(sigma: float | Tensor, weight: Tensor) -> tuple[Tensor, int | N
     if shape[1:] in matrices:
         return sigma.reshape(shape[0], *matrices[shape[1:]]), shape[0]
     raise ValueError(
-        f"sigma: expected a float or a tensor of shape (), {' or '.join(map(str, matrices))}, with or without a leading "
-        f"P, for a weight of shape {full}; got {shape}"
+        f"sigma: expected a float or a tensor of shape (), {' or '.join(map(str, matrices))}, with or without "
+        f"a leading P, for a weight of shape {full}; got {shape}"
     )
 
 

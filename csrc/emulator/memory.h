@@ -1,0 +1,22 @@
+// What may be read and written: regions of memory, and for each of their bytes who touched it last.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "launch.h"
+
+namespace quaver::emulator {
+
+// The regions of one launch: its parameters, its shared memory.
+void start_launch(size_t shared_bytes, const void* call, size_t call_bytes);
+// Shared memory is undefined again: every byte becomes 0xff, a NaN in all floating types.
+void start_shared_memory();
+// Forgets all regions.
+void clear_regions();
+
+enum class Touch { kRead, kWrite, kAtomic };
+// Called before every access of instrumented code. `pc` is the return address of the call. An access that cannot be
+// carried out (out of bounds, misaligned, a write to an input) ends the launch.
+void check(Touch touch, const void* address, size_t bytes, bool aligned, const void* pc);
+
+}  // namespace quaver::emulator

@@ -1,0 +1,130 @@
+"""Builds the CUDA kernels for the emulator (csrc/emulator) and runs them on the CPU with every access checked."""
+
+import ctypes
+import functools
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build" / "emulator"
+ORDERS = ("forward", "reverse", "random")
+USES = ("input", "output", "updated")
+STATISTICS = ("launches", "blocks", "switches", "barriers", "collectives", "accesses")
+
+Result = TypeVar("Result")
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class EmulationError(Exception):
+    """What the emulator found: `reports` holds one line a fault, "file:line: kind: details"."""
+
+    def __init__(self, reports: list[str]) -> None:
+        super().__init__("\n".join(reports))
+        self.reports = reports
+
+
+class Emulator:
+    """One library of kernels with its emulator."""
+
+    def __init__(self, path: Path) -> None:
+        self.library = ctypes.CDLL(str(path))
+        self.library.quaver_emulator_configure.argtypes = [ctypes.c_int, ctypes.c_uint64]
+        self.library.quaver_emulator_region.argtypes = [
+            ctypes.c_void_p,
+            ctypes.c_uint64,
+            ctypes.c_char_p,
+            ctypes.c_int,
+        ]
+        self.library.quaver_emulator_errors.restype = ctypes.c_char_p
+
+    def region(self, address: int, nbytes: int, name: str, use: str) -> None:
+        """Lets kernels touch global memory that no tensor of an op covers; an "output" is filled with 0xff."""
+        self.library.quaver_emulator_region(address, nbytes, name.encode(), USES.index(use))
+
+    def reports(self) -> list[str]:
+        text: bytes = self.library.quaver_emulator_errors()
+        return text.decode().splitlines()
+
+    def statistics(self) -> dict[str, int]:
+        """Counts since the last run began."""
+        values = (ctypes.c_uint64 * len(STATISTICS))()
+        self.library.quaver_emulator_statistics(values)
+        return dict(zip(STATISTICS, values, strict=True))
+
+    @contextmanager
+    def checked(self, order: str = "forward", seed: int = 0) -> Iterator[None]:
+        """Starts afresh with threads in `order` and raises EmulationError at the end when there are reports."""
+        self.library.quaver_emulator_configure(ORDERS.index(order), seed)
+        self.library.quaver_emulator_reset()
+        try:
+            yield
+        except Exception as error:
+            if reports := self.reports():
+                raise EmulationError(reports) from error
+            raise
+        if reports := self.reports():
+            raise EmulationError(reports)
+
+    def call(self, function: str, *arguments: Array | int) -> str:
+        """Calls a C function of the library, arrays as pointers; returns the message of a refused launch, or ""."""
+        entry = getattr(self.library, function)
+        entry.restype = ctypes.c_char_p
+        message: bytes = entry(*(ctypes.c_void_p(a.ctypes.data) if isinstance(a, np.ndarray) else a for a in arguments))
+        return message.decode()
+
+    def call_checked(self, order: str, function: str, uses: str, *arguments: Array | int, seed: int = 3) -> None:
+        """`call` under `checked`; the i-th letter of `uses` is the i-th array's: i(nput), o(utput) or u(pdated)."""
+        arrays = [a for a in arguments if isinstance(a, np.ndarray)]
+        with self.checked(order, seed):
+            for number, (array, use) in enumerate(zip(arrays, uses, strict=True)):
+                name = next(name for name in USES if name.startswith(use))
+                self.region(array.ctypes.data, array.nbytes, f"argument {number}", name)
+            if message := self.call(function, *arguments):
+                raise RuntimeError(message)
+
+    def run(self, function: Callable[[], Result], order: str = "forward", seed: int = 0) -> Result:
+        """The value of function(), run under `checked`."""
+        with self.checked(order, seed):
+            return function()
+
+
+def _tool(name: str) -> str:
+    """cmake and ninja of this Python's environment, which need not be on PATH."""
+    found = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
+    if found is None:
+        raise FileNotFoundError(f"the emulator's tests need {name}: pip install cmake ninja")
+    return found
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}")
+
+
+@functools.cache
+def build(target: str) -> Path:
+    """Builds a library of csrc/emulator/CMakeLists.txt, as far as it is out of date, and returns its path."""
+    if not (BUILD / "build.ninja").exists():
+        source = str(ROOT / "csrc" / "emulator")
+        paths = (f"-DPython3_EXECUTABLE={sys.executable}", f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}")
+        _run(_tool("cmake"), "-G", "Ninja", "-S", source, "-B", str(BUILD), *paths)
+    _run(_tool("cmake"), "--build", str(BUILD), "--target", target)
+    return BUILD / f"lib{target}.so"
+
+
+@functools.cache
+def load(target: str = "quaver_emulated") -> Emulator:
+    """The emulator of a library whose ops, if it has any, are then in torch.ops.quaver_emulated."""
+    path = build(target)
+    torch.ops.load_library(path)
+    return Emulator(path)
