@@ -8,12 +8,6 @@ using namespace quaver;
 using torch::stable::contiguous;
 using torch::stable::parallel_for;
 
-Placement placement(const Tensor& weight, int64_t first_dimension, int64_t row_offset, int64_t column_offset,
-                    int64_t row_length) {
-  const auto sizes = weight.sizes();
-  return {sizes.data() + first_dimension, weight.dim() - first_dimension, row_offset, column_offset, row_length};
-}
-
 // Calls body(element, position, length) for tiles that cover positions [begin, end) of a block of weights.
 template <class Body>
 void for_placed_tiles(const Placement& place, int64_t begin, int64_t end, Body&& body) {
@@ -84,35 +78,17 @@ Tensor perturb(const Tensor& weight_, const Tensor& sigma, const Tensor& seed, i
                int64_t row_offset, int64_t column_offset, int64_t row_length) {
   const Tensor weight = contiguous(weight_);
   Tensor out = torch::stable::new_empty(weight, with_members(seed, weight));
-  perturb_checked(out, weight, sigma, seed, placement(weight, 0, row_offset, column_offset, row_length), stream, domain);
+  perturb_checked(out, weight, sigma, seed, {weight, 0, row_offset, column_offset, row_length}, stream, domain);
   return out;
 }
 
 void perturb_(Tensor& weight, const Tensor& sigma, const Tensor& seed, int64_t stream, int64_t domain,
               int64_t row_offset, int64_t column_offset, int64_t row_length) {
-  const Placement place = placement(weight, 0, row_offset, column_offset, row_length);
+  const Placement place(weight, 0, row_offset, column_offset, row_length);
   Tensor dense = contiguous(weight);
   perturb_checked(dense, dense, sigma, seed, place, stream, domain);
   if (dense.data_ptr() != weight.data_ptr()) torch::stable::copy_(weight, dense);
 }
-
-// grad is the weight's shape, with a leading P for a population; a member stride of 0 shares one gradient among all.
-struct Gradient {
-  Tensor tensor;
-  int64_t member_stride;
-
-  Gradient(const Tensor& grad, const Tensor& seed) : tensor(grad), member_stride(0) {
-    if (!is_population(seed)) {
-      tensor = contiguous(grad);
-    } else if (grad.size(0) > 0 && grad.stride(0) == 0) {
-      Tensor one = grad;
-      tensor = contiguous(torch::stable::select(one, 0, 0));
-    } else {
-      tensor = contiguous(grad);
-      member_stride = grad.size(0) > 0 ? grad.numel() / grad.size(0) : 0;
-    }
-  }
-};
 
 // sum over members p >= first, by `step`, of grad_p * epsilon_p, element by element, into a tensor of the weight's shape.
 template <class C>
@@ -188,8 +164,7 @@ Tensor perturb_sigma_gradient(const Tensor& grad_, const Tensor& sigma, const Te
                               int64_t domain, int64_t row_offset, int64_t column_offset, int64_t row_length) {
   const Gradient grad(grad_, seed);
   const auto members = cpu::sources(seed, stream, domain);
-  const Placement place =
-      placement(grad_, is_population(seed) ? 1 : 0, row_offset, column_offset, row_length);
+  const Placement place(grad_, is_population(seed) ? 1 : 0, row_offset, column_offset, row_length);
   const SigmaShape shape(sigma, place, int64_t(members.size()));
   Tensor out = torch::stable::empty_like(contiguous(sigma));
   if (out.scalar_type() == ScalarType::Double) {
