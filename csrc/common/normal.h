@@ -80,9 +80,13 @@ QUAVER_HD void four_uniforms(const Source& source, uint64_t block, float (&out)[
   for (int i = 0; i < 4; i++) out[i] = uniform(x.w[i]);
 }
 
-// The sign of `element` of a Rademacher source, from the words of block element / 128.
-QUAVER_HD float sign_of(const Words& x, uint64_t element) {
-  return (x.w[(element % 128) / 32] >> (element % 32)) & 1u ? 1.0f : -1.0f;
+// A Rademacher source: element % 128 numbers a bit of block element / 128. The word that has it, by selects (an index
+// known at run time would send the words through a GPU's memory), and the sign that bit 0 of `bits` stands for.
+QUAVER_HD uint32_t word_of(const Words& x, uint64_t element) {
+  const uint32_t low = element & 32 ? x.w[1] : x.w[0], high = element & 32 ? x.w[3] : x.w[2];
+  return element & 64 ? high : low;
 }
+
+QUAVER_HD float sign_of_bit(uint32_t bits) { return float_from_bits(0xbf800000u ^ bits << 31); }
 
 }  // namespace quaver

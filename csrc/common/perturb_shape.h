@@ -16,6 +16,12 @@ struct Placement {
     first = uint64_t(row_offset) * uint64_t(row_length) + uint64_t(column_offset);
   }
 
+  // That of the dimensions from `first_dimension` on.
+  Placement(const Tensor& weight, int64_t first_dimension, int64_t row_offset, int64_t column_offset,
+            int64_t row_length)
+      : Placement(weight.sizes().data() + first_dimension, weight.dim() - first_dimension, row_offset, column_offset,
+                  row_length) {}
+
   int64_t size() const { return rows * columns; }
   // Rows follow each other without a gap: the block is one run of elements.
   bool is_one_run() const { return row_length == columns; }
@@ -44,6 +50,27 @@ struct SigmaShape {
   }
 
   int64_t member_stride() const { return members == 1 ? 0 : size; }
+};
+
+// grad is the weight's shape, with a leading P for a population; a member stride of 0 shares one gradient among all.
+struct Gradient {
+  Tensor tensor;
+  int64_t member_stride = 0;
+
+  Gradient(const Tensor& grad, const Tensor& seed) : tensor(grad) {
+    if (!is_population(seed)) {
+      tensor = torch::stable::contiguous(grad);
+      return;
+    }
+    STD_TORCH_CHECK(grad.dim() > 0 && grad.size(0) == seed.size(0), "quaver: grad does not fit the population");
+    if (grad.size(0) > 0 && grad.stride(0) == 0) {
+      Tensor all = grad;
+      tensor = torch::stable::contiguous(torch::stable::select(all, 0, 0));
+    } else {
+      tensor = torch::stable::contiguous(grad);
+      member_stride = grad.size(0) > 0 ? grad.numel() / grad.size(0) : 0;
+    }
+  }
 };
 
 inline std::vector<int64_t> with_members(const Tensor& seed, const Tensor& weight) {

@@ -21,11 +21,11 @@ struct Words {
 QUAVER_HD Words philox(uint64_t block, uint32_t stream, uint32_t domain, uint64_t seed) {
   uint32_t c0 = uint32_t(block), c1 = uint32_t(block >> 32), c2 = stream, c3 = domain;
   uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
-#ifdef __CUDACC__
+#ifdef __CUDA_ARCH__
 #pragma unroll
 #endif
   for (int round = 0; round < kPhiloxRounds; round++) {
-    const uint64_t p0 = uint64_t(c0) * kPhiloxM0, p1 = uint64_t(c2) * kPhiloxM1;
+    const uint64_t p0 = multiply_wide(c0, kPhiloxM0), p1 = multiply_wide(c2, kPhiloxM1);
     c0 = uint32_t(p1 >> 32) ^ c1 ^ k0;
     c1 = uint32_t(p1);
     c2 = uint32_t(p0 >> 32) ^ c3 ^ k1;

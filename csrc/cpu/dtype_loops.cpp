@@ -118,8 +118,9 @@ void scale_about(void* out, const void* x, int64_t at, double mean, double facto
   using C = compute_t<T>;
   T* to = static_cast<T*>(out) + at;
   const T* from = static_cast<const T*>(x) + at;
-  const C middle = C(mean), scale = C(factor);
-  for (int64_t i = 0; i < n; i++) to[i] = narrow<T>((widen(from[i]) - middle) * scale);
+  // The mean in two parts: rounded to float32 it alone would be off by as much as small deviations are.
+  const C middle = C(mean), rest = C(mean - double(middle)), scale = C(factor);
+  for (int64_t i = 0; i < n; i++) to[i] = narrow<T>((widen(from[i]) - middle - rest) * scale);
 }
 
 template <class C>

@@ -9,12 +9,6 @@ using namespace quaver;
 using torch::stable::contiguous;
 using torch::stable::parallel_for;
 
-Placement placement(const Tensor& weight, int64_t first_dimension, int64_t row_offset, int64_t column_offset,
-                    int64_t row_length) {
-  const auto sizes = weight.sizes();
-  return {sizes.data() + first_dimension, weight.dim() - first_dimension, row_offset, column_offset, row_length};
-}
-
 // Calls body(element, position, length) for tiles that cover positions [begin, end) of a block of weights.
 template <class Body>
 void for_placed_tiles(const Placement& place, int64_t begin, int64_t end, Body&& body) {
@@ -40,8 +34,7 @@ const C* sigma_at(const C* values, SigmaShape::Kind kind, int64_t columns, int64
 
 template <class C>
 void perturb_into(char* to, const char* from, int64_t element_size, const cpu::DtypeLoops::Loops& loops,
-                  const Tensor& sigma_tensor, const Tensor& seed, const Placement& place, int64_t stream,
-                  int64_t domain) {
+                  const Tensor& sigma_tensor, const Tensor& seed, const Placement& place, int64_t stream, int64_t domain) {
   const auto members = cpu::sources(seed, stream, domain);
   const Tensor sigma = contiguous(sigma_tensor);
   const SigmaShape shape(sigma, place, int64_t(members.size()));
@@ -71,47 +64,26 @@ void perturb_checked(Tensor& out, const Tensor& weight, const Tensor& sigma, con
   const auto& loops = cpu::loops_of(weight.scalar_type());
   STD_TORCH_CHECK(sigma.scalar_type() == compute_dtype(weight.scalar_type()), "quaver: sigma has the wrong dtype");
   const auto run = weight.scalar_type() == ScalarType::Double ? perturb_into<double> : perturb_into<float>;
-  run(cpu::output<char>(out), const_data<char>(weight), weight.element_size(), loops, sigma, seed, place, stream,
-      domain);
+  run(cpu::output<char>(out), const_data<char>(weight), weight.element_size(), loops, sigma, seed, place, stream, domain);
 }
 
 Tensor perturb(const Tensor& weight_, const Tensor& sigma, const Tensor& seed, int64_t stream, int64_t domain,
                int64_t row_offset, int64_t column_offset, int64_t row_length) {
   const Tensor weight = contiguous(weight_);
   Tensor out = torch::stable::new_empty(weight, with_members(seed, weight));
-  perturb_checked(out, weight, sigma, seed, placement(weight, 0, row_offset, column_offset, row_length), stream,
-                  domain);
+  perturb_checked(out, weight, sigma, seed, {weight, 0, row_offset, column_offset, row_length}, stream, domain);
   return out;
 }
 
 void perturb_(Tensor& weight, const Tensor& sigma, const Tensor& seed, int64_t stream, int64_t domain,
               int64_t row_offset, int64_t column_offset, int64_t row_length) {
-  const Placement place = placement(weight, 0, row_offset, column_offset, row_length);
+  const Placement place(weight, 0, row_offset, column_offset, row_length);
   Tensor dense = contiguous(weight);
   perturb_checked(dense, dense, sigma, seed, place, stream, domain);
   if (dense.data_ptr() != weight.data_ptr()) torch::stable::copy_(weight, dense);
 }
 
-// grad is the weight's shape, with a leading P for a population; a member stride of 0 shares one gradient among all.
-struct Gradient {
-  Tensor tensor;
-  int64_t member_stride;
-
-  Gradient(const Tensor& grad, const Tensor& seed) : tensor(grad), member_stride(0) {
-    if (!is_population(seed)) {
-      tensor = contiguous(grad);
-    } else if (grad.size(0) > 0 && grad.stride(0) == 0) {
-      Tensor one = grad;
-      tensor = contiguous(torch::stable::select(one, 0, 0));
-    } else {
-      tensor = contiguous(grad);
-      member_stride = grad.size(0) > 0 ? grad.numel() / grad.size(0) : 0;
-    }
-  }
-};
-
-// sum over members p >= first, by `step`, of grad_p * epsilon_p, element by element, into a tensor of the weight's
-// shape.
+// sum over members p >= first, by `step`, of grad_p * epsilon_p, element by element, into a tensor of the weight's shape.
 template <class C>
 void sigma_gradient_elementwise(C* out, const Gradient& grad, const std::vector<Source>& members, int64_t first,
                                 int64_t count, const Placement& place) {
@@ -130,8 +102,8 @@ void sigma_gradient_elementwise(C* out, const Gradient& grad, const std::vector<
   });
 }
 
-// The sums of grad_p * epsilon_p over blocks of positions of one member: partial sums whose number and order depend on
-// the shape alone, so that the result does not on the number of threads.
+// The sums of grad_p * epsilon_p over blocks of positions of one member: partial sums whose number and order depend on the
+// shape alone, so that the result does not on the number of threads.
 double dot_with_noise(const Gradient& grad, const Source& source, int64_t member, int64_t begin, int64_t end,
                       const Placement& place) {
   const auto& loops = cpu::loops_of(grad.tensor.scalar_type());
@@ -165,7 +137,8 @@ void sigma_gradient(C* out, const SigmaShape& shape, const Gradient& grad, const
   parallel_for(0, count * blocks, std::max<int64_t>(1, cpu::kGrain / block), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
       const int64_t p = i / blocks, at = i % blocks * block;
-      partial[size_t(i)] = dot_with_noise(grad, members[size_t(p)], p, at, std::min(at + block, place.size()), place);
+      partial[size_t(i)] =
+          dot_with_noise(grad, members[size_t(p)], p, at, std::min(at + block, place.size()), place);
     }
   });
   for (int64_t s = 0; s < shape.members; s++) {
@@ -184,7 +157,7 @@ Tensor perturb_sigma_gradient(const Tensor& grad_, const Tensor& sigma, const Te
                               int64_t domain, int64_t row_offset, int64_t column_offset, int64_t row_length) {
   const Gradient grad(grad_, seed);
   const auto members = cpu::sources(seed, stream, domain);
-  const Placement place = placement(grad_, is_population(seed) ? 1 : 0, row_offset, column_offset, row_length);
+  const Placement place(grad_, is_population(seed) ? 1 : 0, row_offset, column_offset, row_length);
   const SigmaShape shape(sigma, place, int64_t(members.size()));
   Tensor out = torch::stable::empty_like(contiguous(sigma));
   if (out.scalar_type() == ScalarType::Double) {
@@ -233,20 +206,17 @@ void accumulate_noise(C* out, const C* coefficients, const std::vector<Source>& 
                });
 }
 
-Tensor perturbation_gradient(const Tensor& coefficients_, const Tensor& seeds, std::vector<int64_t> shape,
-                             int64_t stream, int64_t domain, int64_t row_offset, int64_t column_offset,
-                             int64_t row_length) {
+Tensor perturbation_gradient(const Tensor& coefficients_, const Tensor& seeds, std::vector<int64_t> shape, int64_t stream,
+                             int64_t domain, int64_t row_offset, int64_t column_offset, int64_t row_length) {
   const Tensor coefficients = contiguous(coefficients_);
   const auto members = cpu::sources(seeds, stream, domain);
   Tensor out = torch::stable::new_empty(coefficients, shape);
   const Placement place(shape.data(), int64_t(shape.size()), row_offset, column_offset, row_length);
   const auto& loops = cpu::dtype_loops();
   if (coefficients.scalar_type() == ScalarType::Double) {
-    accumulate_noise(cpu::output<double>(out), const_data<double>(coefficients), members, place,
-                     loops.accumulate_scaled_f64);
+    accumulate_noise(cpu::output<double>(out), const_data<double>(coefficients), members, place, loops.accumulate_scaled_f64);
   } else {
-    accumulate_noise(cpu::output<float>(out), const_data<float>(coefficients), members, place,
-                     loops.accumulate_scaled_f32);
+    accumulate_noise(cpu::output<float>(out), const_data<float>(coefficients), members, place, loops.accumulate_scaled_f32);
   }
   return out;
 }
@@ -310,8 +280,9 @@ Tensor weight_scale_gradient(const Tensor& grad, const Tensor& weight_, const Te
   const auto& loops = cpu::loops_of(weight.scalar_type());
   const char* from = const_data<char>(weight);
   char* to = cpu::output<char>(out);
-  parallel_for(0, weight.numel(), cpu::kGrain,
-               [&](int64_t begin, int64_t end) { loops.scale_about(to, from, begin, mean, factor, end - begin); });
+  parallel_for(0, weight.numel(), cpu::kGrain, [&](int64_t begin, int64_t end) {
+    loops.scale_about(to, from, begin, mean, factor, end - begin);
+  });
   return out;
 }
 
