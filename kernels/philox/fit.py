@@ -26,7 +26,7 @@ def _minimax(x: Floats, y: Floats, weight: Floats, degree: int) -> Floats:
     coefficients = np.zeros(degree + 1)
     for _ in range(_ITERATIONS):
         scale = np.sqrt(lawson) * weight
-        coefficients = np.linalg.lstsq(powers * scale[:, None], y * scale, rcond=None)[0]
+        coefficients = np.asarray(np.linalg.lstsq(powers * scale[:, None], y * scale, rcond=None)[0], np.float64)
         lawson *= np.abs(powers @ coefficients - y) * weight
         lawson /= lawson.sum()
     return coefficients
