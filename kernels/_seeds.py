@@ -60,12 +60,17 @@ def seed_tensor(seed: Seed) -> Tensor:
     return torch.tensor(seed if -(2**63) <= seed < 2**63 else signed(seed), dtype=torch.int64)
 
 
+def check_word(name: str, value: int) -> None:
+    """Raise unless `value` is an int in [0, 2^32)."""
+    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if not 0 <= value < 2**32:
+        raise ValueError(f"{name}: expected a value in [0, 2^32), got {value}")
+
+
 def check_stream(stream: int) -> None:
     """Raise unless `stream` is in [0, 2^32)."""
-    if not isinstance(stream, (int, torch.SymInt)) or isinstance(stream, bool):
-        raise TypeError(f"stream: expected an int, got {type(stream).__name__}")
-    if not 0 <= stream < 2**32:
-        raise ValueError(f"stream: expected a value in [0, 2^32), got {stream}")
+    check_word("stream", stream)
 
 
 def domain_of(distribution: str, allowed: tuple[str, ...] = ("normal", "rademacher")) -> int:

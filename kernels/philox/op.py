@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import _ops
 from .._backends import choose, transformed
-from .._seeds import FLOATING, Seed, check_offset, check_seed, check_stream, domain_of, seed_tensor
+from .._seeds import FLOATING, Seed, check_offset, check_seed, check_stream, check_word, domain_of, seed_tensor
 from . import reference
 from .tuning import CUDA_ORDER
 
@@ -91,7 +91,7 @@ def philox_normal(
         device: torch's default device when None.
 
     Returns:
-        [*shape], or [P, *shape]. The largest magnitude that occurs is 5.88.
+        [*shape], or [P, *shape]. The largest magnitude that occurs is 5.89.
 
     Raises:
         TypeError, ValueError: for arguments out of range, naming the argument.
@@ -162,8 +162,7 @@ def philox_words(
     check_seed(seed, where)
     check_stream(stream)
     check_offset("offset", offset)
-    if not 0 <= domain < 2**32:
-        raise ValueError(f"domain: expected a value in [0, 2^32), got {domain}")
+    check_word("domain", domain)
     seeds = seed_tensor(seed)
     backend = "reference" if transformed() else choose(where, CUDA_ORDER)
     if backend == "reference":
