@@ -9,6 +9,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,7 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 _FOLDER = Path(__file__).parent
+_NAMESPACES = re.compile(r"(quaver|gpu|\(anonymous namespace\))::")
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def cuda_kernels(library: Path) -> list[KernelReport]:
     symbols = "\n".join(function.symbol for function in functions)
     names = subprocess.run(["c++filt", "-p"], input=symbols, capture_output=True, text=True, check=True).stdout
     return [
-        _nvidia_report(name.replace("quaver::", ""), function.target, function, function.resources["SHARED"])
+        _nvidia_report(_NAMESPACES.sub("", name), function.target, function, function.resources["SHARED"])
         for name, function in zip(names.splitlines(), functions, strict=True)
     ]
 

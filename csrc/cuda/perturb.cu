@@ -173,7 +173,7 @@ __global__ void __launch_bounds__(gpu::kThreads)
       Noise::make(source, part.group, noise);
       C products = 0;
       for (int i = 0; i < G; i++) products = add(products, multiply(widen(values[i]), C(noise[i])));
-      sum += double(products);
+      sum = add(sum, double(products));
     }
     sum = gpu::warp_sum(sum);
     if (lane == 0) partial[task] = sum;

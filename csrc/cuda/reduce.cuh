@@ -1,5 +1,6 @@
 // Sums over a warp and a block, in an order that depends on nothing but the number of threads.
 #pragma once
+#include "common/host_device.h"
 #include "cuda/gpu.h"
 
 namespace quaver::gpu {
@@ -9,7 +10,7 @@ constexpr int kCombine = 1024;  // threads of a block that adds what many blocks
 
 // Every lane gets the sum.
 __device__ inline double warp_sum(double x) {
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) x += __shfl_xor_sync(0xffffffffu, x, distance);
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) x = add(x, __shfl_xor_sync(0xffffffffu, x, distance));
   return x;
 }
 

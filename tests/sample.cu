@@ -1,0 +1,56 @@
+// Two kernels for test_cuda_resources.py: the same noise-like arithmetic by single roundings, and as the compiler likes.
+#include <cstdint>
+
+namespace quaver {
+
+struct Rounded {
+  static __device__ float multiply(float a, float b) { return __fmul_rn(a, b); }
+  static __device__ float add(float a, float b) { return __fadd_rn(a, b); }
+  static __device__ float root(float a) { return __fsqrt_rn(a); }
+};
+
+struct Free {
+  static __device__ float multiply(float a, float b) { return a * b; }
+  static __device__ float add(float a, float b) { return a + b; }
+  static __device__ float root(float a) { return sqrtf(a); }
+};
+
+template <typename Arithmetic, int kRounds>
+__global__ void perturb(const float4* weight, float4* out, float sigma, uint32_t seed) {
+  const uint32_t index = blockIdx.x * blockDim.x + threadIdx.x;
+  float4 value = weight[index];
+  float* element = &value.x;
+  uint32_t word = seed ^ index;
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+#pragma unroll
+    for (int round = 0; round < kRounds; round++) word = __umulhi(word, 0xD2511F53u) ^ (word * 0xCD9E8D57u);
+    const float u = Arithmetic::add(float(word >> 8), 0.5f);
+    const float radius = Arithmetic::root(Arithmetic::add(Arithmetic::multiply(u, 3.0f), 1.0f));
+    element[i] = Arithmetic::add(element[i], Arithmetic::multiply(sigma, radius));
+  }
+  out[index] = value;
+}
+
+// Spills and synchronizes: 64 values live at once in 24 registers, indexed at run time through shared memory.
+__global__ void __launch_bounds__(1024, 2) crowded(const float* values, float* out, int stride) {
+  __shared__ float part[1024];
+  float kept[64];
+#pragma unroll
+  for (int i = 0; i < 64; i++) kept[i] = values[threadIdx.x + i * stride];
+  part[threadIdx.x] = kept[0];
+  __syncthreads();
+  float sum = part[1023 - threadIdx.x];
+#pragma unroll
+  for (int i = 0; i < 64; i++) sum += kept[i] * values[threadIdx.x * stride + i] * kept[63 - i];
+#pragma unroll
+  for (int i = 0; i < 64; i++) out[threadIdx.x + i * stride] = kept[i] * sum;
+}
+
+void launch_all(float4* a, float4* b) {
+  perturb<Rounded, 2><<<1, 32>>>(a, b, 1.0f, 3);
+  perturb<Free, 2><<<1, 32>>>(a, b, 1.0f, 3);
+  crowded<<<1, 1024>>>(&a->x, &b->x, 3);
+}
+
+}  // namespace quaver
