@@ -27,7 +27,6 @@ from ..philox.triton_kernels import (
 )
 from . import tuning
 from .reference import matrix_shape
-from .triton_scale import weight_scale, weight_scale_gradient
 
 #: What sigma's values belong to.
 MEMBER = tl.constexpr(0)
@@ -187,6 +186,67 @@ def sum_partials_kernel(out, partial, count: tl.int32, rows: tl.int32, blocks: t
     tl.store(out + tl.program_id(0), tl.sum(total).to(out.dtype.element_ty))
 
 
+@triton.jit
+def moments_kernel(partial, weight, count: tl.int64, blocks: tl.int64, BLOCK: tl.constexpr):
+    """partial [2, blocks]: the mean of a block, and the sum of squares about it."""
+    block = tl.program_id(0).to(tl.int64)
+    index = block * BLOCK + tl.arange(0, BLOCK)
+    inside = index < count
+    compute: tl.constexpr = tl.float64 if weight.dtype.element_ty == tl.float64 else tl.float32
+    value = tl.load(weight + index, mask=inside, other=0.0).to(compute)
+    size = tl.minimum(count - block * BLOCK, BLOCK).to(tl.float64)
+    middle = (tl.sum(value).to(tl.float64) / size).to(compute)
+    deviation = tl.where(inside, value - middle, 0.0)
+    # `middle` is rounded: the sum of what is left about it corrects both moments.
+    error = tl.sum(deviation).to(tl.float64)
+    tl.store(partial + block, middle.to(tl.float64) + error / size)
+    tl.store(partial + blocks + block, tl.sum(deviation * deviation).to(tl.float64) - error * error / size)
+
+
+@triton.jit(do_not_specialize=("count", "blocks"))
+def combine_moments_kernel(
+    out, partial, grad, scale, count: tl.int64, blocks: tl.int64, SIZE: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The moments of all blocks, each of SIZE elements but the last. out: the standard deviation; or, for a gradient,
+    the mean and grad / ((count - 1) scale)."""
+    total = tl.zeros([BLOCK], dtype=tl.float64)
+    for first in range(0, blocks, BLOCK):
+        index = first + tl.arange(0, BLOCK)
+        size = tl.minimum(count - index * SIZE, SIZE).to(tl.float64)
+        total += size * tl.load(partial + index, mask=index < blocks, other=0.0)
+    mean = tl.sum(total) / tl.maximum(count, 1).to(tl.float64)
+    total = tl.zeros([BLOCK], dtype=tl.float64)
+    for first in range(0, blocks, BLOCK):
+        index = first + tl.arange(0, BLOCK)
+        inside = index < blocks
+        size = tl.minimum(count - index * SIZE, SIZE).to(tl.float64)
+        away = tl.load(partial + index, mask=inside, other=0.0) - mean
+        squares = tl.load(partial + blocks + index, mask=inside, other=0.0)
+        total += tl.where(inside, squares + size * away * away, 0.0)
+    others = tl.maximum(count - 1, 1).to(tl.float64)
+    if grad is None:
+        tl.store(out, tl.sqrt(tl.sum(total) / others).to(out.dtype.element_ty))
+    else:
+        deviation = tl.load(scale).to(tl.float64)
+        usable = (count > 1) & (deviation != 0)
+        factor = tl.load(grad).to(tl.float64) / tl.where(usable, others * deviation, 1.0)
+        tl.store(out, mean)
+        tl.store(out + 1, tl.where(usable, factor, 0.0))
+
+
+@triton.jit
+def scale_about_kernel(out, weight, moments, count: tl.int64, BLOCK: tl.constexpr):
+    """(weight - mean) factor, 0 where the factor is 0."""
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = index < count
+    compute: tl.constexpr = tl.float64 if weight.dtype.element_ty == tl.float64 else tl.float32
+    mean = tl.load(moments).to(compute)
+    factor = tl.load(moments + 1).to(compute)
+    value = tl.load(weight + index, mask=inside).to(compute)
+    scaled = tl.where(factor == 0, 0.0, (value - mean) * factor)
+    tl.store(out + index, scaled.to(out.dtype.element_ty), mask=inside)
+
+
 class Place(NamedTuple):
     """Where a block of weights gets its noise from: the kernels' parameters from `group` to `tiles`."""
 
@@ -203,8 +263,7 @@ def place_of(shape: Sequence[int], members: int, by_row: bool, width: int, offse
     """The place of `members` blocks of `shape`; offsets: row_offset, column_offset, row_length.
 
     Rows that follow each other without a gap are one, unless each has its own sigma."""
-    rows, columns = matrix_shape(tuple(shape))
-    row_offset, column_offset, row_length = offsets
+    (rows, columns), (row_offset, column_offset, row_length) = matrix_shape(tuple(shape)), offsets
     first = row_offset * row_length + column_offset
     if row_length == columns and not by_row:
         rows, columns, row_length = 1, rows * columns, 0
@@ -220,8 +279,8 @@ def sigma_kind(sigma: Tensor, shape: Sequence[int]) -> Any:
     return ELEMENT if tuple(sigma.shape[1:]) == matrix_shape(tuple(shape)) else ROW
 
 
-def members_of(seed: Tensor) -> int:
-    return seed.shape[0] if seed.dim() else 1
+def members_of(values: Tensor) -> int:
+    return values.shape[0] if values.dim() else 1
 
 
 def _perturb_into(
@@ -261,19 +320,12 @@ def perturb_(weight: Tensor, sigma: Tensor, seed: Tensor, *place: int) -> None:
 
 
 def _sum_members(
-    out: Tensor,
-    factors: Tensor,
-    stride: int,
-    count: int,
-    source: SourceArguments,
-    place: Place,
-    term: Any,
-    options: dict[str, Any],
+    out: Tensor, factors: Tensor, stride: int, count: int, source: SourceArguments, place: Place, **options: Any
 ) -> None:
     if out.numel() == 0:
         return
     grid = (place.members * place.rows * place.tiles,)
-    launch(sum_members_kernel, grid, out, factors, stride, count, *source, *place, TERM=term.value, **options)
+    launch(sum_members_kernel, grid, out, factors, stride, count, *source, *place, **options)
 
 
 def perturb_sigma_gradient(
@@ -288,14 +340,14 @@ def perturb_sigma_gradient(
         grad = grad.contiguous()
         stride = grad.numel() // members if members else 0
     out = torch.empty(sigma.shape, dtype=sigma.dtype, device=grad.device)
-    results = sigma.shape[0] if sigma.dim() else 1
+    results = members_of(sigma)
     count = members if results == 1 else 1
     kind, width = sigma_kind(sigma, shape), width_of(grad.dtype)
     source = source_arguments(seed, stream, domain)
     place = place_of(shape, results if kind is ELEMENT else members, kind is ROW, width, offsets)
     options = noise_options(domain & 255, width, place.columns)
     if kind is ELEMENT:
-        _sum_members(out, grad, stride, count, source, place, PRODUCTS, options)
+        _sum_members(out, grad, stride, count, source, place, TERM=PRODUCTS.value, **options)
     elif out.numel():
         sums = members * place.rows
         # Tiles of one program, so that there are about TRITON_PARTIALS programs in all.
@@ -320,7 +372,7 @@ def perturb_weight_gradient(grad: Tensor) -> Tensor:
     place = place_of((out.numel(),), 1, False, width, (0, 0, out.numel()))
     source = SourceArguments(None, 0, 0, 0, 0)
     options = noise_options(0, width, place.columns)
-    _sum_members(out, grad, out.numel(), grad.shape[0], source, place, GRADIENTS, options)
+    _sum_members(out, grad, out.numel(), grad.shape[0], source, place, TERM=GRADIENTS.value, **options)
     return out
 
 
@@ -335,7 +387,38 @@ def perturbation_gradient(
     place = place_of(shape, 1, False, width, offsets)
     source = source_arguments(seeds, stream, domain)
     options = noise_options(distribution, width, place.columns)
-    _sum_members(out, coefficients, 1, seeds.shape[0], source, place, COEFFICIENTS, options)
+    _sum_members(out, coefficients, 1, seeds.shape[0], source, place, TERM=COEFFICIENTS.value, **options)
+    return out
+
+
+def _combined_moments(weight: Tensor, out: Tensor, grad: Tensor | None, scale: Tensor | None) -> None:
+    size = tuning.TRITON_SCALE_BLOCK
+    count, blocks = weight.numel(), triton.cdiv(weight.numel(), size)
+    partial = torch.empty((2, blocks), dtype=torch.float64, device=weight.device)
+    if blocks:
+        launch(moments_kernel, (blocks,), partial, weight, count, blocks, BLOCK=size)
+    block = tuning.TRITON_SUM_BLOCK
+    launch(combine_moments_kernel, (1,), out, partial, grad, scale, count, blocks, SIZE=size, BLOCK=block)
+
+
+def weight_scale(weight: Tensor) -> Tensor:
+    """torch.ops.quaver.weight_scale in Triton."""
+    weight = weight.contiguous()
+    out = torch.empty((), dtype=compute_dtype(weight.dtype), device=weight.device)
+    _combined_moments(weight, out, None, None)
+    return out
+
+
+def weight_scale_gradient(grad: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """torch.ops.quaver.weight_scale_gradient in Triton."""
+    weight = weight.contiguous()
+    out = torch.empty_like(weight)
+    if out.numel():
+        moments = torch.empty(2, dtype=torch.float64, device=weight.device)
+        _combined_moments(weight, moments, grad, scale)
+        block = tuning.TRITON_SCALE_BLOCK
+        grid = (triton.cdiv(out.numel(), block),)
+        launch(scale_about_kernel, grid, out, weight, moments, out.numel(), BLOCK=block)
     return out
 
 
