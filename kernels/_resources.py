@@ -164,7 +164,7 @@ def cuda_kernels(library: Path) -> list[KernelReport]:
     ]
 
 
-def collect(ops: Iterable[str]) -> list[tuple[Launch, str]]:
+def collect(ops: Iterable[str], targets: Iterable[str] = TARGETS) -> list[tuple[Launch, str]]:
     """(launch, target) for everything that the ops launch, each compilation once."""
     launches: list[Launch] = []
     for op in ops:
@@ -176,8 +176,8 @@ def collect(ops: Iterable[str]) -> list[tuple[Launch, str]]:
         launches += recorded
     work: dict[tuple[str, str, str], tuple[Launch, str]] = {}
     for launch in launches:
-        for target, machine in TARGETS.items():
-            source, options = launch.bind(machine)
+        for target in targets:
+            source, options = launch.bind(TARGETS[target])
             work.setdefault((target, source.hash(), str(options)), (launch, target))
     return list(work.values())
 
@@ -194,13 +194,15 @@ def _compile(index: int) -> KernelReport:
     return compile_triton(*_work[index])
 
 
-def resource_report(ops: Sequence[str] | None = None, library: Path | None = None) -> list[KernelReport]:
+def resource_report(
+    ops: Sequence[str] | None = None, library: Path | None = None, targets: Sequence[str] = tuple(TARGETS)
+) -> list[KernelReport]:
     """The report of every Triton kernel of `ops` (default: all) and of every CUDA kernel in `library` (default: the
-    installed one, when quaver was built with CUDA), sorted by name and target."""
+    installed one, when quaver was built with CUDA) on `targets`, sorted by name and target."""
     if ops is None:
         ops = sorted(path.parent.name for path in _FOLDER.glob("*/triton_kernels.py"))
     libraries = [library] if library else sorted((_FOLDER / "_lib").glob("*quaver_cuda*.so"))
-    work = collect(ops)
+    work = collect(ops, targets)
     # Forked: a worker inherits the kernels, which can't be sent to it (they don't pickle).
     workers = min(len(work), len(os.sched_getaffinity(0)))
     reports: list[KernelReport] = []
@@ -208,7 +210,7 @@ def resource_report(ops: Sequence[str] | None = None, library: Path | None = Non
         with multiprocessing.get_context("fork").Pool(workers, _adopt, (work,)) as pool:
             reports = pool.map(_compile, range(len(work)), chunksize=1)
     for path in libraries:
-        reports += cuda_kernels(path)
+        reports += [report for report in cuda_kernels(path) if report.target in targets]
     return sorted(reports, key=lambda report: astuple(report)[:2])
 
 
@@ -217,9 +219,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m quaver.kernels._resources", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print the reports as a JSON list")
     parser.add_argument("--library", type=Path, help="the CUDA library to read instead of the installed one")
+    parser.add_argument("--target", action="append", choices=list(TARGETS), help="repeatable (default: all)")
     parser.add_argument("ops", nargs="*", help="the ops whose Triton kernels to compile (default: all)")
     chosen = parser.parse_args(arguments)
-    reports = resource_report(chosen.ops or None, chosen.library)
+    reports = resource_report(chosen.ops or None, chosen.library, chosen.target or tuple(TARGETS))
     if chosen.json:
         sys.stdout.write(json.dumps([asdict(report) for report in reports], indent=1) + "\n")
         return

@@ -14,12 +14,14 @@ from triton.runtime.driver import driver
 
 from quaver.kernels._resources import TARGETS, collect, compile_triton
 from quaver.kernels._triton import Launch, launch, recording
-from quaver.kernels.sample.triton_kernels import four_normals, run_perturb
+from quaver.kernels.perturb.triton_kernels import perturb
+from quaver.kernels.philox.triton_kernels import four_elements
 
 
 @triton.jit
 def approximate_root(out, seed: tl.uint64, BLOCK: tl.constexpr):
-    a, b, c, d = four_normals(tl.arange(0, BLOCK), seed)
+    block = tl.arange(0, BLOCK).to(tl.uint64)
+    a, b, c, d = four_elements(block, 0, 0, (seed & 0xFFFFFFFF).to(tl.uint32), (seed >> 32).to(tl.uint32), 0)
     tl.store(out + tl.arange(0, BLOCK), tl.sqrt(a * a) + b + c + d)
 
 
@@ -82,7 +84,7 @@ def as_triton_would(recorded: Launch, target: str) -> bool:
 def main() -> None:
     """Prints the JSON."""
     with recording() as plain:
-        run_perturb(torch.empty(64, 64), seed=5, sigma=0.1)
+        perturb(torch.empty(64, 64), torch.tensor(0.1), torch.tensor(5), 0, 0, 0, 0, 64)
     fused = [Launch(made.kernel, made.args, made.keywords | {"enable_fp_fusion": True}) for made in plain]
     values = torch.empty(65, dtype=torch.bfloat16)
     with recording() as bad:
@@ -98,7 +100,7 @@ def main() -> None:
         "fused": [dataclasses.asdict(compile_triton(made, target)) for made in fused for target in TARGETS],
         "approximate": [dataclasses.asdict(compile_triton(made, target)) for made in bad for target in TARGETS],
         "bound": {target: [described(made, target) for made in bound] for target in TARGETS},
-        "compilations": [len(collect(["sample"])), len(collect(["sample", "sample"]))],
+        "compilations": [len(collect(["dropout"])), len(collect(["dropout", "dropout"]))],
         "driver_untouched": driver._active is None and driver._default is None,
     }
     report["as_triton_would"] = [as_triton_would(made, target) for made in [*plain, *bound] for target in TARGETS]

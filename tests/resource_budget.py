@@ -33,7 +33,9 @@ def read_budget(path: Path) -> Budget:
 def violations(reports: Iterable[KernelReport], budget: Budget) -> list[str]:
     """One line for each number out of budget, kernel without an entry, and entry without a kernel."""
     found: list[str] = []
-    unused = {(pattern, target) for pattern, entry in budget.items() for target in entry if target != "reason"}
+    reports = list(reports)
+    targets = {report.target for report in reports}
+    unused = {(pattern, target) for pattern, entry in budget.items() for target in entry if target in targets}
     for report in reports:
         label = f"{report.name} on {report.target}"
         matching = [key for key, entry in budget.items() if fnmatchcase(report.name, key) and report.target in entry]

@@ -57,6 +57,9 @@ def sigma_tensor(sigma: float | Tensor, weight: Tensor) -> tuple[Tensor, int | N
         raise ValueError(f"sigma: expected a tensor on {weight.device}, got one on {sigma.device}")
     if sigma.dtype != dtype:
         sigma = sigma.to(dtype)
+    if sigma.requires_grad and sigma.device != weight.device:
+        # Its gradient is made where the weight is.
+        sigma = sigma.to(weight.device)
     if sigma.dim() == 0:
         return sigma, None
     shape, full = tuple(sigma.shape), tuple(weight.shape)
