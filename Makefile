@@ -17,7 +17,7 @@ export PYTHONSAFEPATH := 1
 all: install
 	$(VENV)/bin/quaver info
 	$(VENV)/bin/quaver bench --quick
-	$(VENV)/bin/python examples/evolve.py $(SAMPLE)
+	$(VENV)/bin/python examples/evolve.py $(SAMPLE) --steps 60
 
 # torch first, and on its own: no later requirement may choose another.
 $(VENV)/installed-torch: Makefile

@@ -47,7 +47,9 @@ def _row(count: int, size: str) -> Row:
             expected = dropout(x, 0.1, 1)
         require_equal(dropout(x, 0.1, 1), expected, "dropout")
 
-    return Row("dropout", size, ("quaver", "F.dropout", "copy_"), variants, check, 8 * count, count)
+    return Row(
+        "dropout", size, ("quaver", "F.dropout", "copy_"), variants, check, 8 * count, count, quick=count > 2**16
+    )
 
 
 ROWS = [_row(2**16, "64 K"), _row(2**24, "16.7 M")]

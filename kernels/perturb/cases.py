@@ -112,7 +112,7 @@ def _check(count: int, distribution: str) -> Callable[[torch.device], None]:
     return check
 
 
-def _row(count: int, size: str, distribution: str, in_place: bool) -> Row:
+def _row(count: int, size: str, distribution: str, in_place: bool, quick: bool = True) -> Row:
     names = (
         ("quaver", "best eager", "copy_") if in_place else ("quaver", "naive", "best eager", "torch.compile", "copy_")
     )
@@ -136,7 +136,7 @@ def _row(count: int, size: str, distribution: str, in_place: bool) -> Row:
         return {variant: Rotation(calls[variant], weights) for variant in names}
 
     name = "perturb_" if in_place else f"perturb, {distribution}"
-    return Row(name, size, names, variants, _check(count, distribution), 8 * count, count)
+    return Row(name, size, names, variants, _check(count, distribution), 8 * count, count, quick)
 
 
 def _scale_row(count: int, size: str) -> Row:
@@ -148,7 +148,7 @@ def _scale_row(count: int, size: str) -> Row:
         weight = values((2**16,), torch.float32, device)
         torch.testing.assert_close(weight_scale(weight).double(), weight.double().std(), rtol=1e-6, atol=0)
 
-    return Row("weight_scale", size, ("quaver", "Tensor.std"), variants, check, 4 * count, count)
+    return Row("weight_scale", size, ("quaver", "Tensor.std"), variants, check, 4 * count, count, quick=count > 2**16)
 
 
 def _gradient_row(members: int, shape: tuple[int, int], size: str) -> Row:
@@ -183,7 +183,7 @@ _SIZES = ((2**16, "64 K"), (2**24, "16.7 M"))
 ROWS = [
     *(_row(*size, "normal", False) for size in _SIZES),
     *(_row(*size, "normal", True) for size in _SIZES),
-    *(_row(*size, "rademacher", False) for size in _SIZES),
+    *(_row(*size, "rademacher", False, quick=size[0] > 2**16) for size in _SIZES),
     *(_scale_row(*size) for size in _SIZES),
     _gradient_row(64, (256, 256), "64 of 64 K"),
 ]

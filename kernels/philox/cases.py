@@ -56,6 +56,8 @@ def _check(function: Callable[..., Tensor], count: int) -> Callable[[torch.devic
 
 
 def _noise_row(function: Callable[..., Tensor], other: Callable[..., Tensor], label: str, count: int, size: str) -> Row:
+    quick = function is philox_normal or (function is philox_rademacher and count > 2**16)
+
     def variants(device: torch.device) -> dict[str, Callable[[], object]]:
         source, target = torch.zeros(count, device=device), torch.empty(count, device=device)
         return {
@@ -64,7 +66,9 @@ def _noise_row(function: Callable[..., Tensor], other: Callable[..., Tensor], la
             "copy_": lambda: target.copy_(source),
         }
 
-    return Row(function.__name__, size, ("quaver", label, "copy_"), variants, _check(function, count), 4 * count, count)
+    return Row(
+        function.__name__, size, ("quaver", label, "copy_"), variants, _check(function, count), 4 * count, count, quick
+    )
 
 
 def _signs(count: int, device: torch.device) -> Tensor:
