@@ -74,9 +74,10 @@ def test_only_the_chosen_kernels_run() -> None:
     assert [name for name in names if name.startswith("quaver::")] == ["quaver::dropout", "quaver::dropout"]
 
 
-def test_opcheck() -> None:
+@pytest.mark.parametrize("op", ["dropout", "dropout_triton"])
+def test_opcheck(op: str) -> None:
     x = values((4, 5), torch.float64, CPU).requires_grad_()
-    opcheck(torch.ops.quaver.dropout.default, (x, torch.tensor(3), 0.5, 1))
+    opcheck(getattr(torch.ops.quaver, op).default, (x, torch.tensor(3), 0.5, 1))
 
 
 def test_compiles() -> None:

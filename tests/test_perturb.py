@@ -116,9 +116,10 @@ def internal_calls() -> dict[str, tuple[object, ...]]:
     }
 
 
+@pytest.mark.parametrize("suffix", ["", "_triton"])
 @pytest.mark.parametrize("name", internal_calls())
-def test_opcheck(name: str) -> None:
-    opcheck(getattr(torch.ops.quaver, name).default, internal_calls()[name])
+def test_opcheck(name: str, suffix: str) -> None:
+    opcheck(getattr(torch.ops.quaver, name + suffix).default, internal_calls()[name])
 
 
 @pytest.mark.parametrize(

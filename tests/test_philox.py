@@ -6,12 +6,15 @@ from functools import cache
 
 import noise_cases
 import numpy as np
+import op_checks
 import pytest
 import torch
 from noise_cases import LEVELS, assert_same, at_level
 from tails import IMPROBABLE, chi_square_tail
 from torch import Tensor
+from torch.library import opcheck
 
+import quaver
 from quaver.kernels import (
     _native,
     philox_normal,
@@ -391,3 +394,28 @@ def test_wrong_calls_say_what_is_wrong(call, error, message):
     with pytest.raises(error) as raised:
         call()
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("suffix", ["", "_triton"])
+def test_opcheck(suffix: str) -> None:
+    seed = torch.tensor(3)
+    opcheck(getattr(torch.ops.quaver, f"philox_fill_{suffix}").default, (torch.zeros(7), seed, 1, 0, 5))
+    words = torch.zeros(7, dtype=torch.int64)
+    opcheck(getattr(torch.ops.quaver, f"philox_words_{suffix}").default, (words, seed, 1, 0, 5, 2))
+    opcheck(getattr(torch.ops.quaver, f"philox_keys_{suffix}").default, (words.clone(), seed, 1))
+
+
+def test_compiles() -> None:
+    compiled = torch.compile(lambda x: x + quaver.philox_normal((3, 5), 7), backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(torch.zeros(3, 5)), quaver.philox_normal((3, 5), 7))
+
+
+def test_compiles_with_inductor() -> None:
+    compiled = torch.compile(lambda x: x + quaver.philox_uniform((3, 5), 7), fullgraph=True)
+    assert torch.equal(compiled(torch.zeros(3, 5)), quaver.philox_uniform((3, 5), 7))
+
+
+def test_only_the_chosen_kernels_run() -> None:
+    names = op_checks.dispatched(lambda: quaver.philox_normal((3, 5), 7))
+    op_checks.assert_only(names, "cpp")
+    assert [name for name in names if name.startswith("quaver::")] == ["quaver::philox_fill_"]

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import op_checks
 import pytest
 import torch
 from torch import Tensor
@@ -25,8 +26,10 @@ from quaver.kernels import (
     use_backend,
     weight_scale,
 )
+from quaver.kernels._cases import Case
 from quaver.kernels._seeds import compute_dtype
 from quaver.kernels.perturb import reference
+from quaver.kernels.perturb.cases import CASES as PERTURB
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 DISTRIBUTIONS = ("normal", "rademacher")
@@ -277,3 +280,9 @@ def test_a_new_seed_stream_offset_or_scale_compiles_nothing() -> None:
 def test_importing_quaver_imports_no_triton() -> None:
     code = "import sys, quaver; raise SystemExit('triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("case", PERTURB, ids=str)
+def test_cases_and_their_gradients(case: Case) -> None:
+    op_checks.assert_equals_reference(case, torch.float32, "triton")
+    op_checks.assert_gradients_equal_reference(case, torch.float32, "triton")

@@ -175,7 +175,7 @@ def dot_with_noise_kernel(
 
 @triton.jit(do_not_specialize=("count", "rows", "blocks"))
 def sum_partials_kernel(out, partial, count: tl.int32, rows: tl.int32, blocks: tl.int32, BLOCK: tl.constexpr):
-    """out [members, rows]: the sum of partial [members, count, rows, blocks] over the counts and blocks, in float64."""
+    """out [members, rows]: the sum of partial [members, count, rows, blocks], over counts and blocks, in float64."""
     member = (tl.program_id(0) // rows).to(tl.int64) * count
     row = tl.program_id(0) % rows
     total = tl.zeros([BLOCK], dtype=tl.float64)
@@ -353,14 +353,16 @@ def perturb_sigma_gradient(
         # Tiles of one program, so that there are about TRITON_PARTIALS programs in all.
         length = max(1, triton.cdiv(place.tiles * sums, tuning.TRITON_PARTIALS))
         blocks = max(1, triton.cdiv(place.tiles, length))
-        single = count * blocks == 1
+        # Partial sums of one member of one value of sigma.
+        rows, terms = (place.rows, blocks) if kind is ROW else (1, place.rows * blocks)
+        single = count * terms == 1
         partial = out if single else torch.empty(sums * blocks, dtype=sigma.dtype, device=grad.device)
         if sums:
             grid = (sums * blocks,)
             launch(dot_with_noise_kernel, grid, partial, grad, stride, blocks, length, *source, *place, **options)
         if not single:
             block = tuning.TRITON_SUM_BLOCK
-            launch(sum_partials_kernel, (out.numel(),), out, partial, count, place.rows, blocks, BLOCK=block)
+            launch(sum_partials_kernel, (out.numel(),), out, partial, count, rows, terms, BLOCK=block)
     return out.to(sigma.device)
 
 

@@ -31,7 +31,8 @@ _ops.define("philox_keys_(Tensor(a!) out, Tensor seed, int stream) -> ()", _no_r
 
 def _resolve(device: torch.device | str | None) -> torch.device:
     if device is None:
-        return torch.get_default_device()
+        # Traced code cannot ask for the default device, but for that of a new tensor.
+        return torch.empty(0).device if torch.compiler.is_compiling() else torch.get_default_device()
     resolved = torch.device(device)
     return torch.device("cuda", torch.cuda.current_device()) if resolved == torch.device("cuda") else resolved
 
