@@ -155,8 +155,13 @@ class Evolution:
         chunks = [slice(first, first + s.chunk) for first in range(0, s.population, s.chunk)]
 
         def members_losses(sigma: float) -> Tensor:
-            evaluated = self.pool.map(lambda c: losses(self.noise.perturbed(self.parameters, sigma, c), batch), chunks)
-            return torch.cat(list(evaluated))
+            result = torch.empty(s.population)
+
+            def evaluate(chunk: slice) -> None:
+                result[chunk] = losses(self.noise.perturbed(self.parameters, sigma, chunk), batch)
+
+            list(self.pool.map(evaluate, chunks))  # a list, so that an exception of a thread is ours
+            return result
 
         plus, minus = members_losses(s.sigma), members_losses(-s.sigma)
         # Of length 1 whatever the losses' scale, so that the learning rate alone sets the size of a step.
