@@ -353,14 +353,12 @@ def perturb_sigma_gradient(
         # Tiles of one program, so that there are about TRITON_PARTIALS programs in all.
         length = max(1, triton.cdiv(place.tiles * sums, tuning.TRITON_PARTIALS))
         blocks = max(1, triton.cdiv(place.tiles, length))
-        # Partial sums of one member of one value of sigma.
         rows, terms = (place.rows, blocks) if kind is ROW else (1, place.rows * blocks)
-        single = count * terms == 1
-        partial = out if single else torch.empty(sums * blocks, dtype=sigma.dtype, device=grad.device)
+        partial = out if count * terms == 1 else torch.empty(sums * blocks, dtype=sigma.dtype, device=grad.device)
         if sums:
             grid = (sums * blocks,)
             launch(dot_with_noise_kernel, grid, partial, grad, stride, blocks, length, *source, *place, **options)
-        if not single:
+        if partial is not out:
             block = tuning.TRITON_SUM_BLOCK
             launch(sum_partials_kernel, (out.numel(),), out, partial, count, rows, terms, BLOCK=block)
     return out.to(sigma.device)
