@@ -1,4 +1,5 @@
-// Two kernels for test_cuda_resources.py: the same noise-like arithmetic by single roundings, and as the compiler likes.
+// Two kernels for test_cuda_resources.py: the same noise-like arithmetic by single roundings, and as the compiler
+// likes.
 #include <cstdint>
 
 namespace quaver {

@@ -34,7 +34,8 @@ const C* sigma_at(const C* values, SigmaShape::Kind kind, int64_t columns, int64
 
 template <class C>
 void perturb_into(char* to, const char* from, int64_t element_size, const cpu::DtypeLoops::Loops& loops,
-                  const Tensor& sigma_tensor, const Tensor& seed, const Placement& place, int64_t stream, int64_t domain) {
+                  const Tensor& sigma_tensor, const Tensor& seed, const Placement& place, int64_t stream,
+                  int64_t domain) {
   const auto members = cpu::sources(seed, stream, domain);
   const Tensor sigma = contiguous(sigma_tensor);
   const SigmaShape shape(sigma, place, int64_t(members.size()));
@@ -64,7 +65,8 @@ void perturb_checked(Tensor& out, const Tensor& weight, const Tensor& sigma, con
   const auto& loops = cpu::loops_of(weight.scalar_type());
   STD_TORCH_CHECK(sigma.scalar_type() == compute_dtype(weight.scalar_type()), "quaver: sigma has the wrong dtype");
   const auto run = weight.scalar_type() == ScalarType::Double ? perturb_into<double> : perturb_into<float>;
-  run(cpu::output<char>(out), const_data<char>(weight), weight.element_size(), loops, sigma, seed, place, stream, domain);
+  run(cpu::output<char>(out), const_data<char>(weight), weight.element_size(), loops, sigma, seed, place, stream,
+      domain);
 }
 
 Tensor perturb(const Tensor& weight_, const Tensor& sigma, const Tensor& seed, int64_t stream, int64_t domain,
@@ -83,7 +85,8 @@ void perturb_(Tensor& weight, const Tensor& sigma, const Tensor& seed, int64_t s
   if (dense.data_ptr() != weight.data_ptr()) torch::stable::copy_(weight, dense);
 }
 
-// sum over members p >= first, by `step`, of grad_p * epsilon_p, element by element, into a tensor of the weight's shape.
+// sum over members p >= first, by `step`, of grad_p * epsilon_p, element by element, into a tensor of the weight's
+// shape.
 template <class C>
 void sigma_gradient_elementwise(C* out, const Gradient& grad, const std::vector<Source>& members, int64_t first,
                                 int64_t count, const Placement& place) {
@@ -102,8 +105,8 @@ void sigma_gradient_elementwise(C* out, const Gradient& grad, const std::vector<
   });
 }
 
-// The sums of grad_p * epsilon_p over blocks of positions of one member: partial sums whose number and order depend on the
-// shape alone, so that the result does not on the number of threads.
+// The sums of grad_p * epsilon_p over blocks of positions of one member: partial sums whose number and order depend on
+// the shape alone, so that the result does not on the number of threads.
 double dot_with_noise(const Gradient& grad, const Source& source, int64_t member, int64_t begin, int64_t end,
                       const Placement& place) {
   const auto& loops = cpu::loops_of(grad.tensor.scalar_type());
@@ -137,8 +140,7 @@ void sigma_gradient(C* out, const SigmaShape& shape, const Gradient& grad, const
   parallel_for(0, count * blocks, std::max<int64_t>(1, cpu::kGrain / block), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
       const int64_t p = i / blocks, at = i % blocks * block;
-      partial[size_t(i)] =
-          dot_with_noise(grad, members[size_t(p)], p, at, std::min(at + block, place.size()), place);
+      partial[size_t(i)] = dot_with_noise(grad, members[size_t(p)], p, at, std::min(at + block, place.size()), place);
     }
   });
   for (int64_t s = 0; s < shape.members; s++) {
@@ -206,17 +208,20 @@ void accumulate_noise(C* out, const C* coefficients, const std::vector<Source>& 
                });
 }
 
-Tensor perturbation_gradient(const Tensor& coefficients_, const Tensor& seeds, std::vector<int64_t> shape, int64_t stream,
-                             int64_t domain, int64_t row_offset, int64_t column_offset, int64_t row_length) {
+Tensor perturbation_gradient(const Tensor& coefficients_, const Tensor& seeds, std::vector<int64_t> shape,
+                             int64_t stream, int64_t domain, int64_t row_offset, int64_t column_offset,
+                             int64_t row_length) {
   const Tensor coefficients = contiguous(coefficients_);
   const auto members = cpu::sources(seeds, stream, domain);
   Tensor out = torch::stable::new_empty(coefficients, shape);
   const Placement place(shape.data(), int64_t(shape.size()), row_offset, column_offset, row_length);
   const auto& loops = cpu::dtype_loops();
   if (coefficients.scalar_type() == ScalarType::Double) {
-    accumulate_noise(cpu::output<double>(out), const_data<double>(coefficients), members, place, loops.accumulate_scaled_f64);
+    accumulate_noise(cpu::output<double>(out), const_data<double>(coefficients), members, place,
+                     loops.accumulate_scaled_f64);
   } else {
-    accumulate_noise(cpu::output<float>(out), const_data<float>(coefficients), members, place, loops.accumulate_scaled_f32);
+    accumulate_noise(cpu::output<float>(out), const_data<float>(coefficients), members, place,
+                     loops.accumulate_scaled_f32);
   }
   return out;
 }
@@ -280,9 +285,8 @@ Tensor weight_scale_gradient(const Tensor& grad, const Tensor& weight_, const Te
   const auto& loops = cpu::loops_of(weight.scalar_type());
   const char* from = const_data<char>(weight);
   char* to = cpu::output<char>(out);
-  parallel_for(0, weight.numel(), cpu::kGrain, [&](int64_t begin, int64_t end) {
-    loops.scale_about(to, from, begin, mean, factor, end - begin);
-  });
+  parallel_for(0, weight.numel(), cpu::kGrain,
+               [&](int64_t begin, int64_t end) { loops.scale_about(to, from, begin, mean, factor, end - begin); });
   return out;
 }
 
