@@ -44,7 +44,11 @@ def probe() -> Any:
 
 
 def test_every_kernel_is_within_its_budget(reports: list[KernelReport]) -> None:
-    found = resource_budget.violations(reports, resource_budget.read_budget(TESTS / "resource_budget.toml"))
+    budget = resource_budget.read_budget(TESTS / "resource_budget.toml")
+    if not list((TESTS.parent / "kernels/_lib").glob("*quaver_cuda*.so")):
+        # Built without nvcc: there is no CUDA C++ to hold to its entries. Triton's names begin with their op.
+        budget = {pattern: entry for pattern, entry in budget.items() if "." in pattern.split("(")[0]}
+    found = resource_budget.violations(reports, budget)
     assert not found, "\n" + "\n".join(found)
 
 
