@@ -7,8 +7,6 @@ from torch import Tensor
 
 #: Names of the distributions and the low byte of the counter's fourth word.
 DISTRIBUTIONS = {"normal": 0, "rademacher": 1, "uniform": 2}
-#: Added to the domain for the noise of a bias.
-BIAS_DOMAIN = 256
 
 Seed = int | Tensor
 
