@@ -7,6 +7,7 @@ MAX_JOBS          parallel compile jobs
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -45,6 +46,13 @@ def cuda_compiler() -> str | None:
     return nvcc
 
 
+def first_error(output: str) -> str:
+    """The first line of a build's output that speaks of an error, with the two lines after it."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    first = next((i for i, line in enumerate(lines) if re.search(r"\berror\b", line, re.IGNORECASE)), len(lines) - 1)
+    return " ".join(lines[first : first + 3])
+
+
 class CMakeBuild(build_ext):
     """The one 'extension' stands for the whole CMake project."""
 
@@ -53,6 +61,22 @@ class CMakeBuild(build_ext):
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         in_place = self.inplace or self.editable_mode
         destination = ROOT / "kernels" if in_place else Path(self.build_lib).resolve() / "quaver" / "kernels"
+        failure = ""
+        try:
+            self.compile(build, nvcc)
+        except subprocess.CalledProcessError as error:
+            if nvcc is None or os.environ.get("QUAVER_CUDA") == "1":
+                raise
+            # nvcc was only found, not asked for: the CPU part is worth having, and `quaver info` names what is missing.
+            failure = f"the build with {nvcc} failed: {first_error(error.output)}"
+            shutil.rmtree(build)
+            self.compile(build, None)
+        shutil.rmtree(destination / "_lib", ignore_errors=True)
+        self.cmake("--install", str(build), "--prefix", str(destination))
+        if failure:
+            (destination / "_lib" / "cuda_build_error.txt").write_text(f"{failure} (QUAVER_CUDA=1 shows the errors)")
+
+    def compile(self, build: Path, nvcc: str | None) -> None:
         configure = ["-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DPython3_EXECUTABLE={sys.executable}"]
         configure += ["-DCMAKE_BUILD_TYPE=Release", f"-DQUAVER_CUDA={'ON' if nvcc else 'OFF'}"]
         if nvcc:
@@ -61,13 +85,17 @@ class CMakeBuild(build_ext):
         jobs = os.environ.get("MAX_JOBS")
         self.cmake(*configure)
         self.cmake("--build", str(build), *(["-j", jobs] if jobs else []))
-        shutil.rmtree(destination / "_lib", ignore_errors=True)
-        self.cmake("--install", str(build), "--prefix", str(destination))
 
     def cmake(self, *arguments: str) -> None:
         # The environment's own cmake and ninja come first, whether it is activated or not.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        subprocess.run(["cmake", *arguments], check=True, env={**os.environ, "PATH": path})
+        environment = {**os.environ, "PATH": path}
+        done = subprocess.run(
+            ["cmake", *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        sys.stdout.write(done.stdout)
+        if done.returncode:
+            raise subprocess.CalledProcessError(done.returncode, ["cmake", *arguments], done.stdout)
 
     # setuptools must not look for outputs that it did not make, nor copy any back into the tree.
     def get_outputs(self) -> list[str]:

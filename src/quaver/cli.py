@@ -46,7 +46,9 @@ def _cpu_kernels() -> str:
 
 def _cuda_kernels() -> str:
     reason = _backends.why_not("cuda", torch.device("cuda"))
-    built = "built" if _library.CUDA.path.exists() else "not built (no nvcc, or QUAVER_CUDA=0)"
+    failure = _library.CUDA.path.with_name("cuda_build_error.txt")
+    missing = failure.read_text() if failure.exists() else "no nvcc, or QUAVER_CUDA=0"
+    built = "built" if _library.CUDA.path.exists() else f"not built ({missing})"
     if reason:
         return f"{built}; not in use: {reason}"
     return f"{built}; in use" if torch.cuda.is_available() else f"{built}; loaded, no GPU is visible"
