@@ -5,6 +5,7 @@ if __name__ == "quaver.kernels":
     from ._seeds import seed_for
     from .dropout.op import dropout
     from .perturb.op import perturb, perturb_, perturbation_gradient, weight_scale
+    from .perturbed_linear.op import perturbed_linear
     from .philox.op import philox_normal, philox_permutation, philox_rademacher, philox_uniform, philox_words
 
     __all__ = [
@@ -12,6 +13,7 @@ if __name__ == "quaver.kernels":
         "perturb",
         "perturb_",
         "perturbation_gradient",
+        "perturbed_linear",
         "philox_normal",
         "philox_permutation",
         "philox_rademacher",

@@ -24,23 +24,28 @@ def suffix(backend: str) -> str:
     return "_triton" if backend == "triton" else ""
 
 
-def define(schema: str, fake: Callable[..., Any], triton_kernels: str) -> None:
+def define(schema: str, fake: Callable[..., Any], triton_kernels: str | None) -> None:
     """Define an op and its `_triton` twin with one fake.
 
     Args:
         schema: "name(arguments) -> results".
         fake: makes outputs of the right shape, dtype, device and strides from fake inputs.
-        triton_kernels: the module that holds a function of the op's name for Triton; imported at the first call.
+        triton_kernels: the module that holds a function of the op's name for Triton; imported at the first call. None
+            where there is none: then the op has no twin.
     """
     name, arguments = schema.split("(", 1)
     schemas.append(schema)
 
-    def on_triton(*args: Any) -> Any:
-        return getattr(importlib.import_module(triton_kernels), name)(*args)
-
-    for op in (name, f"{name}_triton"):
+    for op in (name,) if triton_kernels is None else (name, f"{name}_triton"):
         library.define(f"{op}({arguments}", tags=(torch.Tag.pt2_compliant_tag,))
         torch.library.register_fake(f"{NAMESPACE}::{op}", fake, lib=library)
+    if triton_kernels is None:
+        return
+    module = triton_kernels
+
+    def on_triton(*args: Any) -> Any:
+        return getattr(importlib.import_module(module), name)(*args)
+
     library.impl(f"{name}_triton", on_triton, "CUDA")
     if os.environ.get("TRITON_INTERPRET") == "1":
         library.impl(f"{name}_triton", on_triton, "CPU")

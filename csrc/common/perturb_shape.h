@@ -57,6 +57,8 @@ struct Gradient {
   Tensor tensor;
   int64_t member_stride = 0;
 
+  explicit Gradient(const Tensor& grad) : tensor(torch::stable::contiguous(grad)) {}
+
   Gradient(const Tensor& grad, const Tensor& seed) : tensor(grad) {
     if (!is_population(seed)) {
       tensor = torch::stable::contiguous(grad);

@@ -23,18 +23,43 @@ void drop(void* out, const void* x, int64_t at, const float* u, float p, double 
   for (int64_t i = 0; i < n; i++) to[i] = narrow<T>(u[i] > p ? widen(from[i]) * factor : compute_t<T>(0));
 }
 
+// `Out` is T, or the compute type that the sum is made in.
+template <class T, class Out>
+QUAVER_HD void perturb_values(Out* to, const T* from, const float* noise, const compute_t<T>* sigma, bool elementwise,
+                              int64_t n) {
+  if (elementwise) {
+    for (int64_t i = 0; i < n; i++) to[i] = narrow<Out>(widen(from[i]) + sigma[i] * noise[i]);
+  } else {
+    const auto one = *sigma;
+    for (int64_t i = 0; i < n; i++) to[i] = narrow<Out>(widen(from[i]) + one * noise[i]);
+  }
+}
+
 template <class T>
 void perturb(void* out, int64_t out_at, const void* w, int64_t at, const float* noise, const void* sigma,
              bool elementwise, int64_t n) {
-  T* to = static_cast<T*>(out) + out_at;
-  const T* from = static_cast<const T*>(w) + at;
-  const auto* scale = static_cast<const compute_t<T>*>(sigma);
-  if (elementwise) {
-    for (int64_t i = 0; i < n; i++) to[i] = narrow<T>(widen(from[i]) + scale[i] * noise[i]);
-  } else {
-    const auto one = *scale;
-    for (int64_t i = 0; i < n; i++) to[i] = narrow<T>(widen(from[i]) + one * noise[i]);
-  }
+  perturb_values(static_cast<T*>(out) + out_at, static_cast<const T*>(w) + at, noise,
+                 static_cast<const compute_t<T>*>(sigma), elementwise, n);
+}
+
+template <class T>
+void perturb_wide(void* out, const void* w, int64_t at, const float* noise, const void* sigma, bool elementwise,
+                  int64_t n) {
+  perturb_values(static_cast<compute_t<T>*>(out), static_cast<const T*>(w) + at, noise,
+                 static_cast<const compute_t<T>*>(sigma), elementwise, n);
+}
+
+template <class T>
+void round_all(void* x, int64_t n) {
+  auto* values = static_cast<compute_t<T>*>(x);
+  for (int64_t i = 0; i < n; i++) values[i] = widen(narrow<T>(values[i]));
+}
+
+template <class T>
+void widen_all(void* out, const void* x, int64_t at, int64_t n) {
+  auto* to = static_cast<compute_t<T>*>(out);
+  const T* from = static_cast<const T*>(x) + at;
+  for (int64_t i = 0; i < n; i++) to[i] = widen(from[i]);
 }
 
 template <class T>
@@ -129,9 +154,10 @@ void accumulate_scaled(C* acc, C c, const float* noise, int64_t n) {
 }
 
 template <class T>
-constexpr quaver::cpu::DtypeLoops::Loops loops = {narrow_all<T>,         drop<T>,    perturb<T>,
-                                                  accumulate_product<T>, dot<T>,     accumulate<T>,
-                                                  store_all<T>,          moments<T>, scale_about<T>};
+constexpr quaver::cpu::DtypeLoops::Loops loops = {
+    narrow_all<T>, drop<T>,       perturb<T>,   perturb_wide<T>, round_all<T>,   widen_all<T>, accumulate_product<T>,
+    dot<T>,        accumulate<T>, store_all<T>, moments<T>,      scale_about<T>,
+};
 
 }  // namespace
 

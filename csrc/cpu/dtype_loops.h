@@ -17,6 +17,13 @@ struct DtypeLoops {
     // n.
     void (*perturb)(void* out, int64_t out_at, const void* w, int64_t at, const float* noise, const void* sigma,
                     bool elementwise, int64_t n);
+    // out[i] = w[at + i] + sigma * noise[i] as a C: the product rounded, then the sum. sigma: one C, or n.
+    void (*perturb_wide)(void* out, const void* w, int64_t at, const float* noise, const void* sigma, bool elementwise,
+                         int64_t n);
+    // x[i] = C(T(x[i]))
+    void (*round)(void* x, int64_t n);
+    // out[i] = C(x[at + i])
+    void (*widen)(void* out, const void* x, int64_t at, int64_t n);
     // acc[i] += x[at + i] * noise[i]
     void (*accumulate_product)(void* acc, const void* x, int64_t at, const float* noise, int64_t n);
     // The sum of x[at + i] * noise[i], in a fixed order.

@@ -1,36 +1,14 @@
 // torch.ops.quaver.perturb and its family on the CPU. Schemas: kernels/perturb/op.py.
 #include "common/perturb_shape.h"
-#include "cpu/noise_source.h"
 #include "cpu/output.h"
+#include "cpu/placed_noise.h"
+#include "cpu/sigma_gradient.h"
 
 namespace {
 
 using namespace quaver;
 using torch::stable::contiguous;
 using torch::stable::parallel_for;
-
-// Calls body(element, position, length) for tiles that cover positions [begin, end) of a block of weights.
-template <class Body>
-void for_placed_tiles(const Placement& place, int64_t begin, int64_t end, Body&& body) {
-  if (place.is_one_run()) return cpu::for_tiles(place.first, begin, end, body);
-  while (begin < end) {
-    const int64_t row = begin / place.columns, row_end = std::min(end, (row + 1) * place.columns);
-    cpu::for_tiles(place.first + uint64_t(row) * uint64_t(place.row_length - place.columns), begin, row_end, body);
-    begin = row_end;
-  }
-}
-
-// One member's sigma at positions at .. at + length - 1: a single value when it is a scalar. `buffer` holds a tile.
-template <class C>
-const C* sigma_at(const C* values, SigmaShape::Kind kind, int64_t columns, int64_t at, int64_t length, C* buffer) {
-  if (kind == SigmaShape::kScalar) return values;
-  if (kind == SigmaShape::kElement) return values + at;
-  for (int64_t i = 0, row = at / columns, column = at % columns; i < length; row++, column = 0) {
-    const int64_t stop = std::min(length, i + columns - column);
-    for (; i < stop; i++) buffer[i] = values[row];
-  }
-  return buffer;
-}
 
 template <class C>
 void perturb_into(char* to, const char* from, int64_t element_size, const cpu::DtypeLoops::Loops& loops,
@@ -48,11 +26,11 @@ void perturb_into(char* to, const char* from, int64_t element_size, const cpu::D
     while (begin < end) {
       const int64_t p = begin / size, start = p * size, stop = std::min(end, start + size);
       const C* of_member = values + p * shape.member_stride();
-      for_placed_tiles(place, begin - start, stop - start, [&](uint64_t element, int64_t at, int64_t length) {
+      cpu::for_placed_tiles(place, begin - start, stop - start, [&](uint64_t element, int64_t at, int64_t length) {
         cpu::prefetch(from + at * element_size, to + (start + at) * element_size, length * element_size);
         philox.fill(noise, length, members[size_t(p)], element);
         loops.perturb(to, start + at, from, at, noise,
-                      sigma_at(of_member, shape.kind, place.columns, at, length, scale),
+                      cpu::sigma_at(of_member, shape.kind, place.columns, at, length, scale),
                       shape.kind != SigmaShape::kScalar, length);
       });
       begin = stop;
@@ -85,76 +63,6 @@ void perturb_(Tensor& weight, const Tensor& sigma, const Tensor& seed, int64_t s
   if (dense.data_ptr() != weight.data_ptr()) torch::stable::copy_(weight, dense);
 }
 
-// sum over members p >= first, by `step`, of grad_p * epsilon_p, element by element, into a tensor of the weight's
-// shape.
-template <class C>
-void sigma_gradient_elementwise(C* out, const Gradient& grad, const std::vector<Source>& members, int64_t first,
-                                int64_t count, const Placement& place) {
-  const auto& loops = cpu::loops_of(grad.tensor.scalar_type());
-  const auto& philox = cpu::philox_loops();
-  const char* from = const_data<char>(grad.tensor);
-  parallel_for(0, place.size(), cpu::kGrain, [&](int64_t begin, int64_t end) {
-    for_placed_tiles(place, begin, end, [&](uint64_t element, int64_t at, int64_t length) {
-      alignas(64) float noise[cpu::kTile];
-      std::fill(out + at, out + at + length, C(0));
-      for (int64_t p = first; p < first + count; p++) {
-        philox.fill(noise, length, members[size_t(p)], element);
-        loops.accumulate_product(out + at, from, p * grad.member_stride + at, noise, length);
-      }
-    });
-  });
-}
-
-// The sums of grad_p * epsilon_p over blocks of positions of one member: partial sums whose number and order depend on
-// the shape alone, so that the result does not on the number of threads.
-double dot_with_noise(const Gradient& grad, const Source& source, int64_t member, int64_t begin, int64_t end,
-                      const Placement& place) {
-  const auto& loops = cpu::loops_of(grad.tensor.scalar_type());
-  const auto& philox = cpu::philox_loops();
-  const char* from = const_data<char>(grad.tensor);
-  double sum = 0;
-  for_placed_tiles(place, begin, end, [&](uint64_t element, int64_t at, int64_t length) {
-    alignas(64) float noise[cpu::kTile];
-    philox.fill(noise, length, source, element);
-    sum += loops.dot(from, member * grad.member_stride + at, noise, length);
-  });
-  return sum;
-}
-
-template <class C>
-void sigma_gradient(C* out, const SigmaShape& shape, const Gradient& grad, const std::vector<Source>& members,
-                    const Placement& place) {
-  const int64_t count = int64_t(members.size());
-  const int64_t summed = shape.members == 1 ? count : 1;  // members that share one sigma
-  if (shape.kind == SigmaShape::kElement) {
-    for (int64_t s = 0; s < shape.members; s++) {
-      sigma_gradient_elementwise(out + s * shape.size, grad, members, s, summed, place);
-    }
-    return;
-  }
-  const bool by_row = shape.kind == SigmaShape::kRow;
-  // Blocks of positions: a row, or kGrain positions of the whole.
-  const int64_t block = std::max<int64_t>(1, by_row ? place.columns : cpu::kGrain);
-  const int64_t blocks = by_row ? place.rows : (place.size() + block - 1) / block;
-  std::vector<double> partial(size_t(count * blocks));
-  parallel_for(0, count * blocks, std::max<int64_t>(1, cpu::kGrain / block), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i++) {
-      const int64_t p = i / blocks, at = i % blocks * block;
-      partial[size_t(i)] = dot_with_noise(grad, members[size_t(p)], p, at, std::min(at + block, place.size()), place);
-    }
-  });
-  for (int64_t s = 0; s < shape.members; s++) {
-    for (int64_t v = 0; v < shape.size; v++) {
-      double sum = 0;
-      for (int64_t p = s; p < s + summed; p++) {
-        const int64_t first = p * blocks + (by_row ? v : 0), last = by_row ? first + 1 : (p + 1) * blocks;
-        for (int64_t b = first; b < last; b++) sum += partial[size_t(b)];
-      }
-      out[s * shape.size + v] = C(sum);
-    }
-  }
-}
-
 Tensor perturb_sigma_gradient(const Tensor& grad_, const Tensor& sigma, const Tensor& seed, int64_t stream,
                               int64_t domain, int64_t row_offset, int64_t column_offset, int64_t row_length) {
   const Gradient grad(grad_, seed);
@@ -163,9 +71,9 @@ Tensor perturb_sigma_gradient(const Tensor& grad_, const Tensor& sigma, const Te
   const SigmaShape shape(sigma, place, int64_t(members.size()));
   Tensor out = torch::stable::empty_like(contiguous(sigma));
   if (out.scalar_type() == ScalarType::Double) {
-    sigma_gradient(data<double>(out), shape, grad, members, place);
+    cpu::sigma_gradient(data<double>(out), shape, grad, members, place);
   } else {
-    sigma_gradient(data<float>(out), shape, grad, members, place);
+    cpu::sigma_gradient(data<float>(out), shape, grad, members, place);
   }
   return out;
 }
@@ -197,7 +105,7 @@ void accumulate_noise(C* out, const C* coefficients, const std::vector<Source>& 
   const auto& philox = cpu::philox_loops();
   parallel_for(0, place.size(), std::max<int64_t>(cpu::kTile, cpu::kGrain / std::max<size_t>(1, members.size())),
                [&](int64_t begin, int64_t end) {
-                 for_placed_tiles(place, begin, end, [&](uint64_t element, int64_t at, int64_t length) {
+                 cpu::for_placed_tiles(place, begin, end, [&](uint64_t element, int64_t at, int64_t length) {
                    alignas(64) float noise[cpu::kTile];
                    std::fill(out + at, out + at + length, C(0));
                    for (size_t p = 0; p < members.size(); p++) {

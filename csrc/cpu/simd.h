@@ -1,4 +1,4 @@
-// The few vector operations that noise.h needs, at the width of the instruction set this file is compiled for.
+// The few vector operations that the loops need, at the width of the instruction set this file is compiled for.
 // GCC and clang vector types do the rest. Everything is in an anonymous namespace: the same names exist once per
 // instruction set, and the linker must never keep one copy for all of them.
 #pragma once
@@ -20,6 +20,7 @@ constexpr int kVectorBytes = 16;
 #endif
 
 typedef float Floats __attribute__((vector_size(kVectorBytes)));
+typedef double Doubles __attribute__((vector_size(kVectorBytes)));
 typedef int32_t Ints __attribute__((vector_size(kVectorBytes)));
 typedef uint32_t Uints __attribute__((vector_size(kVectorBytes)));
 typedef uint64_t Longs __attribute__((vector_size(kVectorBytes)));
@@ -126,8 +127,50 @@ QUAVER_INLINE Floats interleave_high(Floats a, Floats b) {
 #endif
 }
 
+QUAVER_INLINE Doubles interleave_low(Doubles a, Doubles b) {
+#if defined(__AVX512F__)
+  return (Doubles)_mm512_unpacklo_pd((__m512d)a, (__m512d)b);
+#elif defined(__AVX2__)
+  return (Doubles)_mm256_unpacklo_pd((__m256d)a, (__m256d)b);
+#else
+  return Doubles{a[0], b[0]};
+#endif
+}
+
+QUAVER_INLINE Doubles interleave_high(Doubles a, Doubles b) {
+#if defined(__AVX512F__)
+  return (Doubles)_mm512_unpackhi_pd((__m512d)a, (__m512d)b);
+#elif defined(__AVX2__)
+  return (Doubles)_mm256_unpackhi_pd((__m256d)a, (__m256d)b);
+#else
+  return Doubles{a[1], b[1]};
+#endif
+}
+
+// a * b + c, rounded once where the instruction set can: never for noise.
+QUAVER_INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__)
+  return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+
+QUAVER_INLINE Doubles multiply_add(Doubles a, Doubles b, Doubles c) {
+#if defined(__AVX512F__)
+  return (Doubles)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(__AVX2__)
+  return (Doubles)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#else
+  return a * b + c;
+#endif
+}
+
 QUAVER_INLINE Floats to_floats(Ints x) { return __builtin_convertvector(x, Floats); }
 QUAVER_INLINE Floats all(float x) { return x - Floats{}; }
+QUAVER_INLINE Doubles all(double x) { return x - Doubles{}; }
 QUAVER_INLINE Longs all(uint64_t x) { return x - Longs{}; }
 
 template <class V>

@@ -45,16 +45,19 @@ def noise_place(
     return NoisePlace(stream, domain, row_offset, column_offset, row_length)
 
 
-def sigma_tensor(sigma: float | Tensor, weight: Tensor) -> tuple[Tensor, int | None]:
-    """sigma as a 0-dim or [1 or P, 1 or N, 1 or K] tensor of the weight's compute dtype, and its own P if any."""
+def sigma_tensor(sigma: float | Tensor, weight: Tensor, name: str = "sigma") -> tuple[Tensor, int | None]:
+    """sigma as a 0-dim or [1 or P, 1 or N, 1 or K] tensor of the weight's compute dtype, and its own P if any.
+
+    `name` is what errors call it.
+    """
     dtype = compute_dtype(weight.dtype)
     if not isinstance(sigma, Tensor):
         if not isinstance(sigma, (int, float, torch.SymFloat, torch.SymInt)) or isinstance(sigma, bool):
-            raise TypeError(f"sigma: expected a float or a tensor, got {type(sigma).__name__}")
+            raise TypeError(f"{name}: expected a float or a tensor, got {type(sigma).__name__}")
         return torch.tensor(sigma, dtype=dtype), None
-    check_floating("sigma", sigma)
+    check_floating(name, sigma)
     if sigma.device != weight.device and not (sigma.dim() == 0 and sigma.device.type == "cpu"):
-        raise ValueError(f"sigma: expected a tensor on {weight.device}, got one on {sigma.device}")
+        raise ValueError(f"{name}: expected a tensor on {weight.device}, got one on {sigma.device}")
     if sigma.dtype != dtype:
         sigma = sigma.to(dtype)
     if sigma.requires_grad and sigma.device != weight.device:
@@ -75,7 +78,7 @@ def sigma_tensor(sigma: float | Tensor, weight: Tensor) -> tuple[Tensor, int | N
     if shape[1:] in matrices:
         return sigma.reshape(shape[0], *matrices[shape[1:]]), shape[0]
     raise ValueError(
-        f"sigma: expected a float or a tensor of shape (), {' or '.join(map(str, matrices))}, with or without "
+        f"{name}: expected a float or a tensor of shape (), {' or '.join(map(str, matrices))}, with or without "
         f"a leading P, for a weight of shape {full}; got {shape}"
     )
 

@@ -1,0 +1,221 @@
+// C [rows, columns] = A [rows, depth] B [depth, columns], with what the ops fuse into it: an operand is anything that
+// fills panels (gemm_operands.h), so that B may be made, noise and all, as it is packed; the result takes a bias and is
+// rounded to 16 bits as a tile leaves the cache.
+//
+// The sum of an element runs over depth in blocks whose size depends on depth alone, whatever the tile, the form or the
+// number of threads: the same bits every time.
+#pragma once
+#include <algorithm>
+
+#include "cpu/gemm_loops.h"
+#include "cpu/noise_source.h"
+#include "cpu/workspace.h"
+
+namespace quaver::cpu {
+
+template <class T>
+const GemmLoopsOf<T>& gemm_loops_of();
+template <>
+inline const GemmLoopsOf<float>& gemm_loops_of<float>() {
+  return gemm_loops().f32;
+}
+template <>
+inline const GemmLoopsOf<double>& gemm_loops_of<double>() {
+  return gemm_loops().f64;
+}
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// Panels of a block of an operand: those of the first `block` of depth, then those of the next.
+template <class T>
+struct Panels {
+  T* data;
+  int64_t width, block, count;
+
+  int64_t size() const { return width * block; }
+  T* at(int64_t panel, int64_t k) const { return data + (k / block * count + panel) * size() + k % block * width; }
+};
+
+// Where C goes: T of its own, or narrowed by `narrow` into `to`; with bias [columns] or none; added to what is there, or
+// not.
+template <class T>
+struct Result {
+  void* to;
+  int64_t stride;
+  const T* bias = nullptr;
+  bool accumulate = false;
+  const DtypeLoops::Loops* narrow = nullptr;
+};
+
+// The depth of a panel: as equal as multiples of 128 (a group of noise) allow.
+inline int64_t depth_block(int64_t depth, int64_t most) {
+  const int64_t even = ceil_div(depth, std::max<int64_t>(1, ceil_div(depth, most)));
+  return even > 128 ? std::min(most, round_up(even, 128)) : std::max<int64_t>(1, round_up(even, 16));
+}
+
+// Depth that is packed at a time. A narrowed result must be made at once: deeper ones are for their callers to narrow.
+constexpr int64_t kMostDepth = 4096;
+// Packed bytes of each operand at a time: with those of the other they stay in the cache that all cores share.
+constexpr int64_t kPackedBytes = 4 << 20;
+// Up to this many rows each thread packs B for itself, a panel or so at a time, and uses it at once from its own cache;
+// above, B is packed once for all threads.
+constexpr int64_t kFewRows = 48;
+// Rows and columns of a tile: its A (96 x 256 floats: 96 KiB) and its C stay in the L2 cache.
+constexpr int64_t kTileRows = 96, kTileColumns = 192;
+// Fewer multiply-adds than this are not worth a second thread (about 3 us to hand out).
+constexpr int64_t kSmallWork = 1 << 18;
+// Packing is shared out in this many parts.
+constexpr int64_t kParts = 64;
+
+template <class T, class A, class B>
+class Gemm {
+ public:
+  Gemm(int64_t rows, int64_t columns, int64_t depth, const A& a, const B& b, const Result<T>& c)
+      : rows_(rows),
+        columns_(columns),
+        depth_(depth),
+        a_(a),
+        b_(b),
+        c_(c),
+        parallel_(rows * columns * std::max<int64_t>(depth, 1) > kSmallWork) {
+    STD_TORCH_CHECK(!c.narrow || depth <= kMostDepth, "quaver: a narrowed result of depth ", depth);
+  }
+
+  void run() const {
+    if (rows_ == 0 || columns_ == 0) return;
+    for (int64_t k = 0; k == 0 || k < depth_; k += kMostDepth) {
+      const int64_t length = std::min(depth_ - k, kMostDepth);
+      if (rows_ <= kFewRows && b_.fits_threads(columns_, length)) {
+        few_rows(k, length);
+      } else {
+        many_rows(k, length);
+      }
+    }
+  }
+
+ private:
+  // Calls body(begin, end) for parts of 0 .. count - 1.
+  template <class Body>
+  void in_parallel(int64_t count, Body&& body) const {
+    if (!parallel_) return body(int64_t(0), count);
+    torch::stable::parallel_for(0, count, 1, body);
+  }
+
+  Panels<T> panels(Use use, int64_t width, int64_t count, int64_t block, int64_t length) const {
+    return {workspace<T>(use, count * width * round_up(length, block)), width, block, count};
+  }
+
+  // A tile of C, whole or at (i, j): its product over `length` from panels a_panel and b_panel on, b's from its start.
+  void multiply(const Panels<T>& a, int64_t a_panel, int64_t a_from, const Panels<T>& b, int64_t b_panel, int64_t rows,
+                int64_t columns, int64_t length, T* to, int64_t stride, const T* bias, bool accumulate) const {
+    for (int64_t at = 0; at == 0 || at < length; at += a.block) {
+      loops_.multiply(rows, columns, std::min(length - at, a.block), a.at(a_panel, a_from + at), a.size(),
+                      b.at(b_panel, at), b.size(), to, stride, bias, accumulate || at > 0);
+    }
+  }
+
+  // Calls body(to, stride) with the place for a tile of C, and narrows what it wrote where C is narrow.
+  template <class Body>
+  void with_tile(int64_t i, int64_t j, int64_t rows, int64_t columns, Body&& body) const {
+    if (!c_.narrow) return body(static_cast<T*>(c_.to) + i * c_.stride + j, c_.stride);
+    const int64_t stride = round_up(columns, 16);
+    T* tile = workspace<T>(Use::kTile, rows * stride);
+    body(tile, stride);
+    for (int64_t r = 0; r < rows; r++) c_.narrow->store(c_.to, (i + r) * c_.stride + j, tile + r * stride, columns);
+  }
+
+  const T* bias_at(int64_t j) const { return c_.bias ? c_.bias + j : nullptr; }
+
+  void many_rows(int64_t k, int64_t length) const {
+    const int64_t block = depth_block(length, loops_.depth);
+    const auto fitting = [&](int64_t step) {
+      const int64_t packed = step * round_up(length, block) * int64_t(sizeof(T));
+      return step * std::max<int64_t>(1, kPackedBytes / std::max<int64_t>(1, packed));
+    };
+    const int64_t b_step = round_up(b_.step(loops_), loops_.columns);
+    const int64_t j_step = fitting(round_up(std::min(kTileColumns, columns_), b_step));
+    const int64_t i_step = fitting(round_up(std::min(kTileRows, rows_), loops_.rows));
+    for (int64_t j = 0; j < columns_; j += j_step) {
+      const int64_t columns = std::min(j_step, columns_ - j);
+      const auto b = panels(Use::kPackedB, loops_.columns, ceil_div(columns, loops_.columns), block, length);
+      for (int64_t i = 0; i < rows_; i += i_step) {
+        const int64_t rows = std::min(i_step, rows_ - i);
+        const auto a = panels(Use::kPackedA, loops_.rows, ceil_div(rows, loops_.rows), block, length);
+        pack(a, i, rows, b, j, i == 0 ? columns : 0, b_step, k, length);
+        multiply_tiles(a, i, rows, b, j, columns, k, length);
+      }
+    }
+  }
+
+  // Every part packs its share of both operands, which take different times.
+  void pack(const Panels<T>& a, int64_t i, int64_t rows, const Panels<T>& b, int64_t j, int64_t columns, int64_t b_step,
+            int64_t k, int64_t length) const {
+    const int64_t b_depth = b_.depth_step(loops_), across = ceil_div(columns, b_step);
+    const int64_t b_tasks = across * ceil_div(length, b_depth);
+    in_parallel(kParts, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin * b_tasks / kParts; t < end * b_tasks / kParts; t++) {
+        const int64_t first = t % across * b_step, from = t / across * b_depth;
+        b_.pack(loops_, b, first / b.width, j + first, std::min(b_step, columns - first), from, k + from,
+                std::min(b_depth, length - from));
+      }
+      const int64_t a_begin = begin * a.count / kParts, a_end = end * a.count / kParts;
+      const int64_t a_first = a_begin * a.width, a_rows = std::min(a_end * a.width, rows) - a_first;
+      if (a_rows > 0) a_.pack(loops_, a, a_begin, i + a_first, a_rows, 0, k, length);
+    });
+  }
+
+  void multiply_tiles(const Panels<T>& a, int64_t i, int64_t rows, const Panels<T>& b, int64_t j, int64_t columns,
+                      int64_t k, int64_t length) const {
+    const int64_t threads = torch::stable::get_num_threads(), across = ceil_div(columns, kTileColumns);
+    int64_t down = ceil_div(rows, kTileRows);
+    // A few tiles are made to come out even.
+    while (down * across % threads && down * across < 8 * threads && down < a.count) down++;
+    const int64_t tile_rows = ceil_div(a.count, down) * a.width, tile_columns = ceil_div(b.count, across) * b.width;
+    down = ceil_div(rows, tile_rows);
+    in_parallel(down * ceil_div(columns, tile_columns), [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; t++) {
+        const int64_t r = t % down * tile_rows, c = t / down * tile_columns;
+        const int64_t tall = std::min(tile_rows, rows - r), wide = std::min(tile_columns, columns - c);
+        with_tile(i + r, j + c, tall, wide, [&](T* to, int64_t stride) {
+          multiply(a, r / a.width, 0, b, c / b.width, tall, wide, length, to, stride, bias_at(j + c),
+                   c_.accumulate || k > 0);
+        });
+      }
+    });
+  }
+
+  void few_rows(int64_t k, int64_t length) const {
+    const int64_t block = depth_block(length, loops_.depth);
+    const auto a = panels(Use::kPackedA, loops_.rows, ceil_div(rows_, loops_.rows), block, length);
+    a_.pack(loops_, a, 0, 0, rows_, 0, k, length);
+    const int64_t step = round_up(b_.step(loops_), loops_.columns), depth = round_up(b_.depth_step(loops_), block);
+    in_parallel(ceil_div(columns_, step), [&](int64_t begin, int64_t end) {
+      for (int64_t j = begin * step; j < std::min(columns_, end * step); j += step) {
+        const int64_t columns = std::min(step, columns_ - j);
+        const auto b = panels(Use::kPanel, loops_.columns, ceil_div(columns, loops_.columns), block, depth);
+        with_tile(0, j, rows_, columns, [&](T* to, int64_t stride) {
+          for (int64_t at = 0; at == 0 || at < length; at += depth) {
+            const int64_t part = std::min(depth, length - at);
+            b_.pack(loops_, b, 0, j, columns, 0, k + at, part);
+            multiply(a, 0, at, b, 0, rows_, columns, part, to, stride, bias_at(j), c_.accumulate || k + at > 0);
+          }
+        });
+      }
+    });
+  }
+
+  const GemmLoopsOf<T>& loops_ = gemm_loops_of<T>();
+  const int64_t rows_, columns_, depth_;
+  const A& a_;
+  const B& b_;
+  const Result<T>& c_;
+  const bool parallel_;
+};
+
+template <class T, class A, class B>
+void gemm(int64_t rows, int64_t columns, int64_t depth, const A& a, const B& b, const Result<T>& c) {
+  Gemm<T, A, B>(rows, columns, depth, a, b, c).run();
+}
+
+}  // namespace quaver::cpu

@@ -1,0 +1,82 @@
+// The micro-kernel of the GEMM: a tile of C in registers. Included once per instruction set.
+#pragma once
+#include "cpu/simd.h"
+
+namespace {
+
+template <class T>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  using type = Floats;
+};
+template <>
+struct VectorOf<double> {
+  using type = Doubles;
+};
+template <class T>
+using Vector = typename VectorOf<T>::type;
+template <class T>
+constexpr int kLanes = kVectorBytes / int(sizeof(T));
+
+// The tile: kRows broadcast values of A times kVectors vectors of B. As many accumulators as the registers hold beside
+// the operands: 8 x 3 of 32, 6 x 2 of 16. kDepth: a panel of B of that depth stays in the L1 cache (16 x 256 floats are
+// 16 KiB) or streams from L2 at a fraction of its rate (three vectors for 24 multiply-adds).
+#if defined(__AVX512F__)
+constexpr int kRows = 8, kVectors = 3, kDepth = 384;
+#else
+constexpr int kRows = 6, kVectors = 2, kDepth = 256;
+#endif
+template <class T>
+constexpr int kColumns = kVectors* kLanes<T>;
+constexpr int kMaxColumns = kColumns<float>;
+
+enum Start { kFromZero, kFromBias, kFromResult };
+
+// c [R, kColumns] = what `start` says + the product of the first R rows of a panel of A and a panel of B.
+template <class T, int R>
+void multiply_tile(int64_t depth, const T* a, const T* b, T* c, int64_t stride, const T* bias, Start start) {
+  using V = Vector<T>;
+  V sum[R][kVectors];
+#define QUAVER_EACH_SUM                                   \
+  _Pragma("GCC unroll 8") for (int i = 0; i < R; i++) \
+      _Pragma("GCC unroll 3") for (int v = 0; v < kVectors; v++)
+  if (start == kFromResult) {
+    QUAVER_EACH_SUM sum[i][v] = load<V>(c + i * stride + v * kLanes<T>);
+  } else if (start == kFromBias) {
+    QUAVER_EACH_SUM sum[i][v] = load<V>(bias + v * kLanes<T>);
+  } else {
+    QUAVER_EACH_SUM sum[i][v] = V{};
+  }
+  for (int64_t k = 0; k < depth; k++) {
+    V column[kVectors];
+#pragma GCC unroll 3
+    for (int v = 0; v < kVectors; v++) column[v] = load<V>(b + v * kLanes<T>);
+#pragma GCC unroll 8
+    for (int i = 0; i < R; i++) {
+      const V row = all(a[i]);
+#pragma GCC unroll 3
+      for (int v = 0; v < kVectors; v++) sum[i][v] = multiply_add(row, column[v], sum[i][v]);
+    }
+    a += kRows;
+    b += kColumns<T>;
+  }
+  QUAVER_EACH_SUM store(c + i * stride + v * kLanes<T>, sum[i][v]);
+#undef QUAVER_EACH_SUM
+}
+
+template <class T>
+using Tile = void (*)(int64_t depth, const T* a, const T* b, T* c, int64_t stride, const T* bias, Start start);
+
+// kTiles[r - 1] multiplies r rows.
+template <class T>
+constexpr Tile<T> kTiles[] = {
+    multiply_tile<T, 1>, multiply_tile<T, 2>, multiply_tile<T, 3>, multiply_tile<T, 4>, multiply_tile<T, 5>,
+    multiply_tile<T, 6>,
+#if defined(__AVX512F__)
+    multiply_tile<T, 7>, multiply_tile<T, 8>,
+#endif
+};
+static_assert(sizeof(kTiles<float>) / sizeof(Tile<float>) == kRows, "one kernel for each number of rows");
+
+}  // namespace

@@ -1,0 +1,78 @@
+// What can stand on either side of a product: operands that fill panels (gemm.h).
+//
+//   pack(loops, panels, panel, i, count, to, k, length)
+//       elements (i .. i + count - 1, k .. k + length - 1), from panel number `panel` and depth `to` of it on;
+//       i is a multiple of the panels' width away from the first
+//   step(loops), depth_step(loops)      what it likes to pack at a time
+//   fits_threads(count, depth)          whether each thread may pack its own share of `count`, for few rows of C
+#pragma once
+#include "cpu/gemm.h"
+
+namespace quaver::cpu {
+
+// Calls body(to, k, length) for the parts of a range of depth that lie in one block each.
+template <class T, class Body>
+void for_blocks(const Panels<T>& panels, int64_t to, int64_t k, int64_t length, Body&& body) {
+  for (const int64_t end = to + length; to < end;) {
+    const int64_t part = std::min(end, (to / panels.block + 1) * panels.block) - to;
+    body(to, k, part);
+    to += part;
+    k += part;
+  }
+}
+
+// A matrix in memory: element (i, k) at i * stride + k, or at k * stride + i where it is transposed. 16-bit elements
+// are widened on the way.
+template <class T>
+struct Matrix {
+  const char* data;
+  int64_t stride;
+  bool transposed;
+  const DtypeLoops::Loops* widen = nullptr;  // of the 16-bit type
+
+  int64_t step(const GemmLoopsOf<T>& loops) const { return 8 * loops.columns; }
+  int64_t depth_step(const GemmLoopsOf<T>& loops) const { return loops.depth; }
+  bool fits_threads(int64_t, int64_t) const { return true; }
+
+  void pack(const GemmLoopsOf<T>& loops, const Panels<T>& panels, int64_t panel, int64_t i, int64_t count, int64_t to,
+            int64_t k, int64_t length) const {
+    for_blocks(panels, to, k, length, [&](int64_t to_k, int64_t from_k, int64_t part) {
+      if (transposed) {
+        pack_transposed(loops, panels.at(panel, to_k), panels, i, count, from_k, part);
+        return;
+      }
+      for (int64_t first = 0; first < count; first += panels.width) {
+        const int64_t rows = std::min(panels.width, count - first);
+        const auto [from, from_stride] = block_at(i + first, rows, from_k, part);
+        loops.pack_rows(panels.at(panel + first / panels.width, to_k), panels.width, from, from_stride, rows, part);
+      }
+    });
+  }
+
+ private:
+  struct Block {
+    const T* from;
+    int64_t stride;
+  };
+
+  // `rows` runs of `length` elements, the first at (row, column) of the memory: there, or widened.
+  Block block_at(int64_t row, int64_t rows, int64_t column, int64_t length) const {
+    if (!widen) return {reinterpret_cast<const T*>(data) + row * stride + column, stride};
+    T* wide = workspace<T>(Use::kRows, rows * length);
+    for (int64_t r = 0; r < rows; r++) widen->widen(wide + r * length, data, (row + r) * stride + column, length);
+    return {wide, length};
+  }
+
+  void pack_transposed(const GemmLoopsOf<T>& loops, T* out, const Panels<T>& panels, int64_t i, int64_t count,
+                       int64_t k, int64_t length) const {
+    // Widened rows stay in the L1 cache.
+    const int64_t rows = widen ? std::max<int64_t>(1, 4096 / count) : length;
+    for (int64_t done = 0; done < length; done += rows) {
+      const int64_t part = std::min(rows, length - done);
+      const auto [from, from_stride] = block_at(k + done, part, i, count);
+      loops.pack_columns(out + done * panels.width, panels.size(), panels.width, from, from_stride, count, part);
+    }
+  }
+};
+
+}  // namespace quaver::cpu

@@ -1,0 +1,108 @@
+// The weights W + sigma * epsilon of one member, made as they are packed for a product: they exist nowhere else.
+#pragma once
+#include "cpu/gemm_operands.h"
+#include "cpu/placed_noise.h"
+
+namespace quaver::cpu {
+
+// C: float, or double. The sum is rounded to C, then to the type of `round`, the input's, where that is narrower.
+template <class C>
+struct PerturbedWeight {
+  const char* weight;
+  int64_t element_size;
+  const DtypeLoops::Loops* loops;
+  const DtypeLoops::Loops* round;
+  const C* sigma;  // this member's
+  SigmaShape::Kind sigma_kind;
+  Source source;
+  Placement place;
+
+  // Whether columns from a multiple of 128 on begin a group of noise in every row.
+  bool aligned() const { return place.row_length % 128 == 0 && place.first % 128 == 0; }
+
+  // to[r * columns + c] = W'(row + r, column + c)
+  void make(C* to, int64_t row, int64_t rows, int64_t column, int64_t columns) const {
+    if (columns == place.columns && place.is_one_run()) return make_run(to, row * columns, rows * columns);
+    for (int64_t r = row; r < row + rows; r++, to += columns) make_run(to, r * place.columns + column, columns);
+  }
+
+ private:
+  // Positions at .. at + length - 1 of the block, which must lie in one run of elements.
+  void make_run(C* to, int64_t at, int64_t length) const {
+    const uint64_t first =
+        place.is_one_run() ? place.first
+                           : place.first + uint64_t(at / place.columns) * uint64_t(place.row_length - place.columns);
+    const auto& philox = philox_loops();
+    alignas(64) float noise[kTile];
+    alignas(64) C scale[kTile];
+    for_tiles(first, at, at + length, [&](uint64_t element, int64_t position, int64_t count) {
+      for (int64_t b = 0; b < count * element_size; b += 64) __builtin_prefetch(weight + position * element_size + b);
+      philox.fill(noise, count, source, element);
+      C* out = to + (position - at);
+      loops->perturb_wide(out, weight, position, noise,
+                          sigma_at(sigma, sigma_kind, place.columns, position, count, scale),
+                          sigma_kind != SigmaShape::kScalar, count);
+      if (round) round->round(out, count);
+    });
+  }
+};
+
+// Values made at a time before they are packed: they stay in the L1 cache.
+constexpr int64_t kMadeAtATime = 4096;
+// Runs of noise that do not begin with a group of 128 make it for nothing in part: they are this long, or whole rows.
+constexpr int64_t kLongRun = 1024;
+
+// W' as the right operand of x W'^T: (i, k) is W'(i, k).
+template <class C>
+struct PerturbedRows {
+  const PerturbedWeight<C>& weight;
+
+  int64_t step(const GemmLoopsOf<C>& loops) const { return loops.columns; }
+  int64_t depth_step(const GemmLoopsOf<C>& loops) const {
+    return weight.aligned() ? loops.depth : std::min(weight.place.columns, kLongRun);
+  }
+  bool fits_threads(int64_t, int64_t) const { return true; }
+
+  void pack(const GemmLoopsOf<C>& loops, const Panels<C>& panels, int64_t panel, int64_t i, int64_t count, int64_t to,
+            int64_t k, int64_t length) const {
+    for (int64_t first = 0; first < count; first += panels.width, panel++) {
+      const int64_t rows = std::min(panels.width, count - first);
+      C* made = workspace<C>(Use::kRows, rows * length);
+      weight.make(made, i + first, rows, k, length);
+      for_blocks(panels, to, 0, length, [&](int64_t to_k, int64_t from, int64_t part) {
+        loops.pack_rows(panels.at(panel, to_k), panels.width, made + from, length, rows, part);
+      });
+    }
+  }
+};
+
+// W' as the right operand of g W': (i, k) is W'(k, i).
+template <class C>
+struct PerturbedColumns {
+  const PerturbedWeight<C>& weight;
+
+  int64_t step(const GemmLoopsOf<C>& loops) const {
+    const int64_t groups = loops.columns % 128 ? 8 * loops.columns : loops.columns;  // 128, 256 or 384
+    return weight.aligned() ? groups : std::min(weight.place.columns, kLongRun);
+  }
+  int64_t depth_step(const GemmLoopsOf<C>& loops) const {
+    return std::max<int64_t>(8, kMadeAtATime / std::max<int64_t>(1, step(loops)));
+  }
+  // A few steps would not be shared evenly.
+  bool fits_threads(int64_t count, int64_t) const { return count >= 8 * kLongRun / 4; }
+
+  void pack(const GemmLoopsOf<C>& loops, const Panels<C>& panels, int64_t panel, int64_t i, int64_t count, int64_t to,
+            int64_t k, int64_t length) const {
+    const int64_t rows = std::max<int64_t>(1, kMadeAtATime / count);
+    for_blocks(panels, to, k, length, [&](int64_t to_k, int64_t from, int64_t part) {
+      for (int64_t done = 0; done < part; done += rows) {
+        const int64_t now = std::min(rows, part - done);
+        C* made = workspace<C>(Use::kRows, now * count);
+        weight.make(made, from + done, now, i, count);
+        loops.pack_columns(panels.at(panel, to_k + done), panels.size(), panels.width, made, count, count, now);
+      }
+    });
+  }
+};
+
+}  // namespace quaver::cpu
