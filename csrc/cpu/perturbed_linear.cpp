@@ -153,7 +153,7 @@ void linear_into(Tensor& out, const Rows& x, const Weights<C>& weights, const Op
     perturbed_biases(biases.data(), *bias, bias_sigma, seed, stream, domain, row_offset, weights.round);
   }
   const ScalarType dtype = out.scalar_type();
-  const bool deep = weights.round && x.columns > cpu::kMostDepth;
+  const bool deep = weights.round && x.columns > cpu::kMostNarrowDepth;
   Tensor wide = deep ? torch::stable::new_empty(out, {population, x.rows, columns}, compute_dtype(dtype)) : out;
   char* to = cpu::output<char>(wide);
   for_members(population, x.rows * x.columns * columns, [&](int64_t p) {
@@ -188,7 +188,7 @@ template <class C>
 void input_gradient_into(Tensor& out, const Rows& grad, const Weights<C>& weights, bool member_inputs) {
   const int64_t columns = weights.place.columns, population = int64_t(weights.members.size());
   const bool summed = population > 1 && !member_inputs;
-  const bool wide_first = weights.round && (summed || grad.columns > cpu::kMostDepth);
+  const bool wide_first = weights.round && (summed || grad.columns > cpu::kMostNarrowDepth);
   Tensor wide = out;
   if (wide_first) wide = torch::stable::new_empty(out, sizes_of(out), compute_dtype(out.scalar_type()));
   char* to = cpu::output<char>(wide);
