@@ -1,4 +1,5 @@
 // torch.ops.quaver.perturbed_linear and its gradients on the CPU. Schemas: kernels/perturbed_linear/op.py.
+#include "cpu/dot_rows.h"
 #include "cpu/output.h"
 #include "cpu/perturbed_weight.h"
 #include "cpu/sigma_gradient.h"
@@ -143,6 +144,9 @@ std::vector<int64_t> with_last(const Tensor& x, int64_t first, int64_t last, std
   return sizes;
 }
 
+// Rows of x up to which dot products beat packing.
+constexpr int64_t kDotRows = 16;
+
 template <class C>
 void linear_into(Tensor& out, const Rows& x, const Weights<C>& weights, const OptionalTensor& bias,
                  const OptionalTensor& bias_sigma, const Tensor& seed, int64_t stream, int64_t domain,
@@ -161,7 +165,11 @@ void linear_into(Tensor& out, const Rows& x, const Weights<C>& weights, const Op
     const cpu::Matrix<C> left{x.of(p), x.stride, false, weights.round};
     const cpu::Result<C> result{to + p * x.rows * columns * int64_t(wide.element_size()), columns,
                                 bias ? biases.data() + p * columns : nullptr, false, deep ? nullptr : weights.round};
-    cpu::gemm(x.rows, columns, x.columns, left, cpu::PerturbedRows<C>{weight}, result);
+    if (x.rows <= kDotRows) {
+      cpu::dot_rows(x.rows, left, weight, result);
+    } else {
+      cpu::gemm(x.rows, columns, x.columns, left, cpu::PerturbedRows<C>{weight}, result);
+    }
   });
   if (deep) narrow_into(out, wide);
 }
