@@ -5,10 +5,12 @@ if __name__ == "quaver.kernels":
     from ._seeds import seed_for
     from .dropout.op import dropout
     from .perturb.op import perturb, perturb_, perturbation_gradient, weight_scale
+    from .perturbed_linear.layer import PerturbedLinear
     from .perturbed_linear.op import perturbed_linear
     from .philox.op import philox_normal, philox_permutation, philox_rademacher, philox_uniform, philox_words
 
     __all__ = [
+        "PerturbedLinear",
         "dropout",
         "perturb",
         "perturb_",

@@ -46,6 +46,7 @@ class Row:
         bytes: moved by quaver's call at least.
         elements: made or changed by it.
         quick: whether `quaver bench --quick` shows it.
+        slow: the variants that it leaves out then.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Row:
     bytes: int
     elements: int
     quick: bool = True
+    slow: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.name} {self.size}"

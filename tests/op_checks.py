@@ -1,5 +1,6 @@
 """The table of checks of docs/checks.md, written once: each tests/test_<op>.py applies them to its op's cases."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -39,6 +40,55 @@ def assert_equals_reference(case: Case, dtype: torch.dtype, backend: str = "cpp"
         )
 
 
+def at_same_inputs(case: Case, dtype: torch.dtype) -> Case:
+    """The case in float64 at the inputs that it has when they are rounded to `dtype`."""
+
+    def inputs(_: torch.dtype, device: torch.device) -> dict[str, Any]:
+        return {
+            key: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+            for key, value in case.inputs(dtype, device).items()
+        }
+
+    return dataclasses.replace(case, inputs=inputs)
+
+
+#: Float64 sums in another order: roundings of the largest result (the longest sum of any case has 1300 terms).
+_FLOAT64_ROUNDINGS = 32
+
+
+def assert_as_accurate_as_eager(
+    case: Case, dtype: torch.dtype, ours: Tensor, theirs: Tensor, wide: Tensor, what: str
+) -> None:
+    """The error against float64 at the same inputs is at most twice eager's, and a rounding of the largest result."""
+    assert ours.shape == theirs.shape == wide.shape
+    assert ours.dtype == theirs.dtype
+    if wide.numel() == 0:
+        return
+    largest, unit = wide.abs().max(), torch.finfo(ours.dtype).eps
+    # Eager's error of a single number may be small by chance: four roundings there.
+    roundings = _FLOAT64_ROUNDINGS if dtype == torch.float64 else 4 if wide.numel() == 1 else 1
+    allowed = unit * largest * roundings
+    allowed = allowed + 2 * (theirs.double() - wide).abs().max()
+    error = (ours.double() - wide).abs().max()
+    assert error <= allowed, f"{case}, {what}: an error of {error:.3g}, allowed {allowed:.3g}"
+
+
+def assert_result_as_accurate_as_eager(case: Case, dtype: torch.dtype, backend: str = "cpp") -> None:
+    """For products: forward."""
+    got, eager = run(case, dtype, backend), run(case, dtype, "reference")
+    assert got.is_contiguous()
+    wide = run(at_same_inputs(case, dtype), torch.float64, "reference")
+    assert_as_accurate_as_eager(case, dtype, got, eager, wide, "result")
+
+
+def assert_gradients_as_accurate_as_eager(case: Case, dtype: torch.dtype, backend: str = "cpp") -> None:
+    """For products: the gradients of all differentiable inputs."""
+    got, eager = gradients(case, dtype, backend), gradients(case, dtype, "reference")
+    wide = gradients(at_same_inputs(case, dtype), torch.float64, "reference", dtype)
+    for name, *tensors in zip(case.differentiable, got, eager, wide, strict=True):
+        assert_as_accurate_as_eager(case, dtype, *tensors, name)
+
+
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
     """Every allocation is filled with NaN: what a kernel does not write shows."""
@@ -70,13 +120,13 @@ def assert_gradients(case: Case, backend: str) -> None:
         assert gradgradcheck(function, leaves, fast_mode=True)
 
 
-def gradients(case: Case, dtype: torch.dtype, backend: str) -> list[Tensor]:
-    """The gradients of the case's inputs for a fixed, uneven gradient of its output."""
+def gradients(case: Case, dtype: torch.dtype, backend: str, rounded: torch.dtype | None = None) -> list[Tensor]:
+    """The gradients of the case's inputs for a fixed, uneven gradient of its output, rounded to `rounded` if given."""
     leaves, function = differentiable_inputs(case, dtype)
     with use_backend(backend):
         out = function(*leaves)
     generator = torch.Generator().manual_seed(3)
-    weights = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype)
+    weights = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(rounded or out.dtype).to(out.dtype)
     # Outside use_backend: the choice was carried along.
     out.backward(weights)
     return [leaf.grad for leaf in leaves if leaf.grad is not None]

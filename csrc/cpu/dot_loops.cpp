@@ -13,9 +13,8 @@ void add_block(T* sums, int64_t sums_stride, const T* w, int64_t w_stride, const
                int64_t depth) {
   using V = Vector<T>;
   V sum[N][M];
-#define QUAVER_EACH_SUM                               \
-  _Pragma("GCC unroll 4") for (int i = 0; i < N; i++) \
-      _Pragma("GCC unroll 3") for (int m = 0; m < M; m++)
+#define QUAVER_EACH_SUM \
+  _Pragma("GCC unroll 4") for (int i = 0; i < N; i++) _Pragma("GCC unroll 3") for (int m = 0; m < M; m++)
   QUAVER_EACH_SUM sum[i][m] = load<V>(sums + i * sums_stride + m * kLanes<T>);
   int64_t k = 0;
   for (; k + kLanes<T> <= depth; k += kLanes<T>) {

@@ -62,7 +62,8 @@ void dot_rows(int64_t rows, const Matrix<T>& a, const PerturbedWeight<T>& weight
     }
   };
   const int64_t count = ceil_div(columns, kDotTileRows);
-  torch::stable::parallel_for(0, count, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, kDotTileRows * depth)), tiles);
+  torch::stable::parallel_for(0, count, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, kDotTileRows * depth)),
+                              tiles);
 }
 
 }  // namespace quaver::cpu

@@ -155,8 +155,8 @@ void accumulate_scaled(C* acc, C c, const float* noise, int64_t n) {
 
 template <class T>
 constexpr quaver::cpu::DtypeLoops::Loops loops = {
-    narrow_all<T>, drop<T>,       perturb<T>,   perturb_wide<T>, round_all<T>,   widen_all<T>, accumulate_product<T>,
-    dot<T>,        accumulate<T>, store_all<T>, moments<T>,      scale_about<T>,
+    narrow_all<T>,         drop<T>, perturb<T>,    perturb_wide<T>, round_all<T>, widen_all<T>,
+    accumulate_product<T>, dot<T>,  accumulate<T>, store_all<T>,    moments<T>,   scale_about<T>,
 };
 
 }  // namespace

@@ -24,7 +24,8 @@ Tensor gemm(const Tensor& a_, const Tensor& b_) {
   Tensor out = torch::stable::new_empty(a, {a.size(0), b.size(1)});
   const auto run = [&](auto zero) {
     using C = decltype(zero);
-    const auto* loops = out.scalar_type() == compute_dtype(out.scalar_type()) ? nullptr : &cpu::loops_of(out.scalar_type());
+    const auto* loops =
+        out.scalar_type() == compute_dtype(out.scalar_type()) ? nullptr : &cpu::loops_of(out.scalar_type());
     const cpu::Result<C> result{cpu::output<char>(out), out.size(1), nullptr, false, loops};
     cpu::gemm(a.size(0), b.size(1), a.size(1), operand<C>(a, false, loops), operand<C>(b, true, loops), result);
   };

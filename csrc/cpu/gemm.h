@@ -53,8 +53,8 @@ struct Left {
   }
 };
 
-// Where C goes: T of its own, or narrowed by `narrow` into `to`; with bias [columns] or none; added to what is there, or
-// not.
+// Where C goes: T of its own, or narrowed by `narrow` into `to`; with bias [columns] or none; added to what is there,
+// or not.
 template <class T>
 struct Result {
   void* to;
@@ -70,9 +70,9 @@ inline int64_t depth_block(int64_t depth, int64_t most) {
   return even > 128 ? std::min(most, round_up(even, 128)) : std::max<int64_t>(1, round_up(even, 16));
 }
 
-// Depth that is packed at a time: less would read C more often, more would leave room for fewer columns of B, for each of
-// which A is packed again (2048 x 4096 x 4096: 11 % of the time at 4096, 4 % at 1024). A narrowed result must be made
-// at once, up to kMostNarrowDepth; deeper ones are for their callers to narrow.
+// Depth that is packed at a time: less would read C more often, more would leave room for fewer columns of B, for each
+// of which A is packed again (2048 x 4096 x 4096: 11 % of the time at 4096, 4 % at 1024). A narrowed result must be
+// made at once, up to kMostNarrowDepth; deeper ones are for their callers to narrow.
 constexpr int64_t kMostDepth = 1024, kMostNarrowDepth = 4096;
 // Packed bytes of each operand at a time: with those of the other they stay in the cache that all cores share.
 constexpr int64_t kPackedBytes = 4 << 20;
@@ -207,8 +207,7 @@ class Gemm {
         const int64_t r = t % down * tile_rows, c = t / down * tile_columns;
         const int64_t tall = std::min(tile_rows, rows - r), wide = std::min(tile_columns, columns - c);
         with_tile(i + r, j + c, tall, wide, [&](T* to, int64_t stride) {
-          multiply(a, r, 0, b, c / b.width, tall, wide, length, to, stride, bias_at(j + c),
-                   c_.accumulate || k > 0);
+          multiply(a, r, 0, b, c / b.width, tall, wide, length, to, stride, bias_at(j + c), c_.accumulate || k > 0);
         });
       }
     });

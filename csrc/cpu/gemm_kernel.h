@@ -28,28 +28,19 @@ constexpr int kRows = 8, kVectors = 3, kDepth = 384;
 constexpr int kRows = 6, kVectors = 2, kDepth = 256;
 #endif
 template <class T>
-constexpr int kColumns = kVectors* kLanes<T>;
+constexpr int kColumns = kVectors * kLanes<T>;
 constexpr int kMaxColumns = kColumns<float>;
 
-enum Start { kFromZero, kFromBias, kFromResult };
+enum Addend { kNothing, kBias, kResult };
 
-// c [R, kColumns] = what `start` says + the product of R rows of A and a panel of B. Element (i, k) of A lies at
-// i * a_stride + k for kByRow, else at k * a_stride + i.
+// c [R, kColumns] = the product of R rows of A and a panel of B, plus nothing, a bias for each column, or c. Element
+// (i, k) of A lies at i * a_stride + k for kByRow, else at k * a_stride + i. The addend comes last: sums that begin at
+// zero are smaller, and so are their roundings (a third of the error at a depth of 1300).
 template <class T, bool kByRow, int R>
 void multiply_tile(int64_t depth, const T* a, int64_t a_stride, const T* b, T* c, int64_t stride, const T* bias,
-                   Start start) {
+                   Addend addend) {
   using V = Vector<T>;
-  V sum[R][kVectors];
-#define QUAVER_EACH_SUM                               \
-  _Pragma("GCC unroll 8") for (int i = 0; i < R; i++) \
-      _Pragma("GCC unroll 3") for (int v = 0; v < kVectors; v++)
-  if (start == kFromResult) {
-    QUAVER_EACH_SUM sum[i][v] = load<V>(c + i * stride + v * kLanes<T>);
-  } else if (start == kFromBias) {
-    QUAVER_EACH_SUM sum[i][v] = load<V>(bias + v * kLanes<T>);
-  } else {
-    QUAVER_EACH_SUM sum[i][v] = V{};
-  }
+  V sum[R][kVectors] = {};
 #pragma GCC unroll 2
   for (int64_t k = 0; k < depth; k++) {
     V column[kVectors];
@@ -64,13 +55,20 @@ void multiply_tile(int64_t depth, const T* a, int64_t a_stride, const T* b, T* c
     a += kByRow ? 1 : a_stride;
     b += kColumns<T>;
   }
+#define QUAVER_EACH_SUM \
+  _Pragma("GCC unroll 8") for (int i = 0; i < R; i++) _Pragma("GCC unroll 3") for (int v = 0; v < kVectors; v++)
+  if (addend == kResult) {
+    QUAVER_EACH_SUM sum[i][v] += load<V>(c + i * stride + v * kLanes<T>);
+  } else if (addend == kBias) {
+    QUAVER_EACH_SUM sum[i][v] += load<V>(bias + v * kLanes<T>);
+  }
   QUAVER_EACH_SUM store(c + i * stride + v * kLanes<T>, sum[i][v]);
 #undef QUAVER_EACH_SUM
 }
 
 template <class T>
 using Tile = void (*)(int64_t depth, const T* a, int64_t a_stride, const T* b, T* c, int64_t stride, const T* bias,
-                      Start start);
+                      Addend addend);
 
 // kTiles<T, kByRow>[r - 1] multiplies r rows.
 template <class T, bool kByRow>

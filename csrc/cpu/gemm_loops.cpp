@@ -11,20 +11,20 @@ using quaver::cpu::LeftBlock;
 // A tile that is cut by the right edge of C: the kernel works on a copy.
 template <class T>
 void multiply_edge(Tile<T> kernel, int rows, int64_t columns, int64_t depth, const T* a, int64_t a_stride, const T* b,
-                   T* c, int64_t stride, const T* bias, Start start) {
+                   T* c, int64_t stride, const T* bias, Addend addend) {
   alignas(64) T tile[kRows * kColumns<T>] = {}, of_bias[kColumns<T>] = {};
-  if (start == kFromBias) std::memcpy(of_bias, bias, size_t(columns) * sizeof(T));
-  if (start == kFromResult) {
+  if (addend == kBias) std::memcpy(of_bias, bias, size_t(columns) * sizeof(T));
+  if (addend == kResult) {
     for (int i = 0; i < rows; i++) std::memcpy(tile + i * kColumns<T>, c + i * stride, size_t(columns) * sizeof(T));
   }
-  kernel(depth, a, a_stride, b, tile, kColumns<T>, of_bias, start);
+  kernel(depth, a, a_stride, b, tile, kColumns<T>, of_bias, addend);
   for (int i = 0; i < rows; i++) std::memcpy(c + i * stride, tile + i * kColumns<T>, size_t(columns) * sizeof(T));
 }
 
 template <class T>
 void multiply(int64_t rows, int64_t columns, int64_t depth, const LeftBlock<T>& a, const T* b, int64_t b_panel, T* c,
               int64_t stride, const T* bias, bool accumulate) {
-  const Start start = accumulate ? kFromResult : bias ? kFromBias : kFromZero;
+  const Addend addend = accumulate ? kResult : bias ? kBias : kNothing;
   const Tile<T>* kernels = a.by_row ? kTiles<T, true> : kTiles<T, false>;
   for (int64_t j = 0; j < columns; j += kColumns<T>, b += b_panel) {
     const T* of_a = a.data;
@@ -34,9 +34,9 @@ void multiply(int64_t rows, int64_t columns, int64_t depth, const LeftBlock<T>& 
       T* of_c = c + i * stride + j;
       const T* of_bias = bias ? bias + j : nullptr;
       if (columns - j >= kColumns<T>) {
-        kernel(depth, of_a, a.stride, b, of_c, stride, of_bias, start);
+        kernel(depth, of_a, a.stride, b, of_c, stride, of_bias, addend);
       } else {
-        multiply_edge(kernel, height, columns - j, depth, of_a, a.stride, b, of_c, stride, of_bias, start);
+        multiply_edge(kernel, height, columns - j, depth, of_a, a.stride, b, of_c, stride, of_bias, addend);
       }
     }
   }

@@ -131,7 +131,8 @@ void perturbed_biases(C* out, const Tensor& bias_, const OptionalTensor& sigma_,
       cpu::for_tiles(place.first, 0, size, [&](uint64_t element, int64_t at, int64_t length) {
         cpu::philox_loops().fill(noise, length, sources[size_t(p)], element);
         const bool elementwise = shape.kind != SigmaShape::kScalar;
-        loops.perturb_wide(out + p * size + at, from, at, noise, elementwise ? values + at : values, elementwise, length);
+        loops.perturb_wide(out + p * size + at, from, at, noise, elementwise ? values + at : values, elementwise,
+                           length);
       });
     }
   }
@@ -311,7 +312,7 @@ template <class C>
 void bias_gradient_into(Tensor* bias_out, Tensor* sigma_out, const Rows& grad, const Tensor& seed, int64_t stream,
                         int64_t domain, int64_t row_offset) {
   const int64_t size = grad.columns, population = members(seed);
-  std::vector<double> bias(size_t(size), 0.0), sigma(size_t(sigma_out ? sigma_out->numel() : 0), 0.0);
+  std::vector<double> bias(size_t(size), 0.0), sigma(size_t(sigma_out ? sigma_out -> numel() : 0), 0.0);
   const auto sources = cpu::sources(seed, stream, domain + 256);
   std::vector<float> noise(static_cast<size_t>(size));
   // [1 or P, 1, 1 or N], or 0-dim
@@ -332,8 +333,8 @@ void bias_gradient_into(Tensor* bias_out, Tensor* sigma_out, const Rows& grad, c
 // The gradients of weight, sigma, bias and bias_sigma; [0] of those that are not asked for.
 std::tuple<Tensor, Tensor, Tensor, Tensor> perturbed_linear_parameter_gradient(
     const Tensor& grad_, const Tensor& x_, const Tensor& weight, OptionalTensor bias, const Tensor& sigma,
-    OptionalTensor bias_sigma, const Tensor& seed, bool member_inputs, bool need_weight, bool need_sigma,
-    bool need_bias, bool need_bias_sigma, int64_t stream, int64_t domain, int64_t row_offset, int64_t column_offset,
+    OptionalTensor bias_sigma, const Tensor& seed, bool need_weight, bool need_sigma, bool need_bias,
+    bool need_bias_sigma, bool member_inputs, int64_t stream, int64_t domain, int64_t row_offset, int64_t column_offset,
     int64_t row_length) {
   const Rows grad(grad_, is_population(seed)), x(x_, member_inputs);
   STD_TORCH_CHECK(grad.rows == x.rows && grad.columns == weight.size(0) && x.columns == weight.size(1),

@@ -29,7 +29,7 @@ void sigma_gradient_elementwise(C* out, const Gradient& grad, const std::vector<
 // The sums of grad_p * epsilon_p over blocks of positions of one member: partial sums whose number and order depend on
 // the shape alone, so that the result does not on the number of threads.
 inline double dot_with_noise(const Gradient& grad, const Source& source, int64_t member, int64_t begin, int64_t end,
-                      const Placement& place) {
+                             const Placement& place) {
   const auto& loops = loops_of(grad.tensor.scalar_type());
   const auto& philox = philox_loops();
   const char* from = const_data<char>(grad.tensor);

@@ -79,7 +79,7 @@ def time_row(row: Row, threads: int, device: torch.device, *, quick: bool = Fals
     synchronize: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     with pinned_threads(threads), torch.no_grad():
         row.check(device)
-        calls = row.variants(device)
+        calls = {name: call for name, call in row.variants(device).items() if not (quick and name in row.slow)}
         repeats = {}
         for name, call in calls.items():
             call()  # compiles, allocates
