@@ -57,20 +57,26 @@ _FLOAT64_ROUNDINGS = 32
 
 
 def assert_as_accurate_as_eager(
-    case: Case, dtype: torch.dtype, ours: Tensor, theirs: Tensor, wide: Tensor, what: str
+    dtype: torch.dtype, ours: list[Tensor], theirs: list[Tensor], wide: list[Tensor], what: str
 ) -> None:
-    """The error against float64 at the same inputs is at most twice eager's, and a rounding of the largest result."""
-    assert ours.shape == theirs.shape == wide.shape
-    assert ours.dtype == theirs.dtype
-    if wide.numel() == 0:
+    """The error against float64 at the same inputs is at most twice eager's, and a rounding of the largest result.
+
+    The three are lists of the same computation for several inputs: eager's error of one alone may be small by chance,
+    that of a single number above all.
+    """
+    for a, b, c in zip(ours, theirs, wide, strict=True):
+        assert a.shape == b.shape == c.shape
+        assert a.dtype == b.dtype
+    if wide[0].numel() == 0:
         return
-    largest, unit = wide.abs().max(), torch.finfo(ours.dtype).eps
-    # Eager's error of a single number may be small by chance: four roundings there.
-    roundings = _FLOAT64_ROUNDINGS if dtype == torch.float64 else 4 if wide.numel() == 1 else 1
-    allowed = unit * largest * roundings
-    allowed = allowed + 2 * (theirs.double() - wide).abs().max()
-    error = (ours.double() - wide).abs().max()
-    assert error <= allowed, f"{case}, {what}: an error of {error:.3g}, allowed {allowed:.3g}"
+
+    def error(found: list[Tensor]) -> float:
+        return max((one.double() - exact).abs().max().item() for one, exact in zip(found, wide, strict=True))
+
+    largest = max(exact.abs().max().item() for exact in wide)
+    roundings = _FLOAT64_ROUNDINGS if dtype == torch.float64 else 1
+    allowed = 2 * error(theirs) + torch.finfo(ours[0].dtype).eps * largest * roundings
+    assert error(ours) <= allowed, f"{what}: an error of {error(ours):.3g}, allowed {allowed:.3g}"
 
 
 def assert_result_as_accurate_as_eager(case: Case, dtype: torch.dtype, backend: str = "cpp") -> None:
@@ -78,15 +84,19 @@ def assert_result_as_accurate_as_eager(case: Case, dtype: torch.dtype, backend: 
     got, eager = run(case, dtype, backend), run(case, dtype, "reference")
     assert got.is_contiguous()
     wide = run(at_same_inputs(case, dtype), torch.float64, "reference")
-    assert_as_accurate_as_eager(case, dtype, got, eager, wide, "result")
+    assert_as_accurate_as_eager(dtype, [got], [eager], [wide], f"{case}, result")
 
 
 def assert_gradients_as_accurate_as_eager(case: Case, dtype: torch.dtype, backend: str = "cpp") -> None:
-    """For products: the gradients of all differentiable inputs."""
-    got, eager = gradients(case, dtype, backend), gradients(case, dtype, "reference")
-    wide = gradients(at_same_inputs(case, dtype), torch.float64, "reference", dtype)
-    for name, *tensors in zip(case.differentiable, got, eager, wide, strict=True):
-        assert_as_accurate_as_eager(case, dtype, *tensors, name)
+    """For products: the gradients of all differentiable inputs, for several gradients of the output."""
+    draws = range(3, 9)
+    got = [gradients(case, dtype, backend, draw=draw) for draw in draws]
+    eager = [gradients(case, dtype, "reference", draw=draw) for draw in draws]
+    same = at_same_inputs(case, dtype)
+    wide = [gradients(same, torch.float64, "reference", dtype, draw) for draw in draws]
+    for i, name in enumerate(case.differentiable):
+        ours, theirs, exact = ([draw[i] for draw in every] for every in (got, eager, wide))
+        assert_as_accurate_as_eager(dtype, ours, theirs, exact, f"{case}, {name}")
 
 
 @contextmanager
@@ -120,12 +130,14 @@ def assert_gradients(case: Case, backend: str) -> None:
         assert gradgradcheck(function, leaves, fast_mode=True)
 
 
-def gradients(case: Case, dtype: torch.dtype, backend: str, rounded: torch.dtype | None = None) -> list[Tensor]:
+def gradients(
+    case: Case, dtype: torch.dtype, backend: str, rounded: torch.dtype | None = None, draw: int = 3
+) -> list[Tensor]:
     """The gradients of the case's inputs for a fixed, uneven gradient of its output, rounded to `rounded` if given."""
     leaves, function = differentiable_inputs(case, dtype)
     with use_backend(backend):
         out = function(*leaves)
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(draw)
     weights = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(rounded or out.dtype).to(out.dtype)
     # Outside use_backend: the choice was carried along.
     out.backward(weights)

@@ -15,7 +15,7 @@ RUN = """
 import importlib, sys, torch
 from quaver.kernels import _library, use_backend
 assert _library.CPU.loaded, _library.CPU
-for op in ("philox", "dropout", "perturb"):
+for op in ("philox", "dropout", "perturb", "perturbed_linear"):
     for case in importlib.import_module(f"quaver.kernels.{op}.cases").CASES:
         for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
             inputs = case.inputs(dtype, torch.device("cpu"))
@@ -25,6 +25,13 @@ for op in ("philox", "dropout", "perturb"):
                 out = case.function(**inputs)
                 if case.differentiable:
                     out.sum().backward()
+from quaver.kernels._gemm import gemm
+for rows, columns, depth in ((1, 1, 1), (7, 17, 33), (49, 100, 257), (60, 200, 1024), (97, 193, 1500)):
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        a, b = torch.randn(rows, depth).to(dtype), torch.randn(depth, columns).to(dtype)
+        for left in (a, a.t().contiguous().t()):
+            for right in (b, b.t().contiguous().t()):
+                gemm(left, right)
 sys.stdout.write("clean\\n")
 """
 

@@ -16,6 +16,8 @@ from quaver.kernels import _native
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = tuple(_native.build_facts()["simd_levels"])
+#: Products are sums of fused multiply-adds, where the level has them; noise is never made in these objects.
+PRODUCTS = {"gemm_loops.cpp.o", "dot_loops.cpp.o"}
 #: x86's vfmadd132ps, vfnmsub231ss, vfmaddsub.. and Arm's fmadd, fnmsub, fmla, fmls.
 FUSED = re.compile(r"v?fn?m(add|sub|la|ls)")
 INSTRUCTION = re.compile(r"^\s*[0-9a-f]+:\t(?P<text>(?P<name>\S+).*)$", re.MULTILINE)
@@ -43,10 +45,13 @@ def _defined_symbols(path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_no_object_fuses_a_multiplication_with_an_addition(level):
+def test_noise_never_fuses_a_multiplication_with_an_addition(level):
     for path in _objects(level):
         fused = [match["text"] for match in _instructions(path) if FUSED.match(match["name"])]
-        assert not fused, f"{path.name} at {level}: {fused[:3]}"
+        if path.name in PRODUCTS:
+            assert bool(fused) == (level != "base"), path.name
+        else:
+            assert not fused, f"{path.name} at {level}: {fused[:3]}"
 
 
 @pytest.mark.parametrize("level", LEVELS)

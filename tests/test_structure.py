@@ -10,6 +10,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 OPS = sorted(path.parent.name for path in (ROOT / "kernels").glob("*/op.py"))
+#: Their kernels for GPUs are still to be written: quaver.kernels.<op>.tuning.MISSING says so to users.
+CPU_ONLY = {"perturbed_linear"}
+#: Of the CPU kernels' GEMM, which is no op of its own.
+SHARED = {"gemm", "models"}
 
 
 def test_there_are_ops() -> None:
@@ -18,16 +22,20 @@ def test_there_are_ops() -> None:
 
 @pytest.mark.parametrize("op", OPS)
 def test_each_op_has_its_files(op: str) -> None:
-    expected = [f"kernels/{op}/{name}" for name in ("README.md", "op.py", "reference.py", "triton_kernels.py")]
-    expected += [f"kernels/{op}/tuning.py", f"kernels/{op}/cases.py", f"csrc/cpu/{op}.cpp", f"csrc/cuda/{op}.cu"]
-    expected += [f"tests/test_{op}.py", f"benchmarks/bench_{op}.py"]
+    expected = [f"kernels/{op}/{name}" for name in ("README.md", "op.py", "reference.py", "tuning.py", "cases.py")]
+    expected += [f"csrc/cpu/{op}.cpp", f"tests/test_{op}.py", f"benchmarks/bench_{op}.py"]
+    on_gpu = [f"kernels/{op}/triton_kernels.py", f"csrc/cuda/{op}.cu"]
+    if op in CPU_ONLY:
+        assert not [path for path in on_gpu if (ROOT / path).exists()], f"{op} has left CPU_ONLY"
+    else:
+        expected += on_gpu
     assert [path for path in expected if not (ROOT / path).is_file()] == []
 
 
 def test_no_file_of_an_op_is_without_its_op() -> None:
     found = {path.stem for folder in ("csrc/cuda", "kernels") for path in (ROOT / folder).glob("*.cu")}
     found |= {path.stem.removeprefix("bench_") for path in (ROOT / "benchmarks").glob("bench_*.py")}
-    assert found <= {*OPS, "models"}
+    assert found <= {*OPS, *SHARED}
 
 
 def imports(path: Path) -> set[str]:

@@ -22,6 +22,7 @@ struct PerturbedWeight {
 
   // to[r * columns + c] = W'(row + r, column + c)
   void make(C* to, int64_t row, int64_t rows, int64_t column, int64_t columns) const {
+    if (columns == 0) return;
     if (columns == place.columns && place.is_one_run()) return make_run(to, row * columns, rows * columns);
     for (int64_t r = row; r < row + rows; r++, to += columns) make_run(to, r * place.columns + column, columns);
   }
@@ -59,7 +60,7 @@ struct PerturbedRows {
 
   int64_t step(const GemmLoopsOf<C>& loops) const { return loops.columns; }
   int64_t depth_step(const GemmLoopsOf<C>& loops) const {
-    return weight.aligned() ? loops.depth : std::min(weight.place.columns, kLongRun);
+    return weight.aligned() ? loops.depth : std::clamp<int64_t>(weight.place.columns, 1, kLongRun);
   }
   bool fits_threads(int64_t, int64_t) const { return true; }
 
@@ -83,7 +84,7 @@ struct PerturbedColumns {
 
   int64_t step(const GemmLoopsOf<C>& loops) const {
     const int64_t groups = loops.columns % 128 ? 8 * loops.columns : loops.columns;  // 128, 256 or 384
-    return weight.aligned() ? groups : std::min(weight.place.columns, kLongRun);
+    return weight.aligned() ? groups : std::clamp<int64_t>(weight.place.columns, 1, kLongRun);
   }
   int64_t depth_step(const GemmLoopsOf<C>& loops) const {
     return std::max<int64_t>(8, kMadeAtATime / std::max<int64_t>(1, step(loops)));

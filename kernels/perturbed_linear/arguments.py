@@ -29,7 +29,7 @@ class Arguments(NamedTuple):
 def _autocast(x: Tensor) -> Tensor:
     """x in the dtype that autocast gives the inputs of a matrix product."""
     kind = x.device.type
-    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return x
     return x.to(torch.get_autocast_dtype(kind))
 
@@ -58,7 +58,9 @@ def _check_bias(bias: Tensor, weight: Tensor) -> None:
     if bias.dtype != weight.dtype:
         raise TypeError(f"bias: expected {weight.dtype}, as the weight has, got {bias.dtype}")
     if bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias: expected [{weight.shape[0]}] for a weight {list(weight.shape)}, got {list(bias.shape)}")
+        raise ValueError(
+            f"bias: expected [{weight.shape[0]}] for a weight {list(weight.shape)}, got {list(bias.shape)}"
+        )
 
 
 def _check_members(x: Tensor, members: int, shared: bool | None) -> bool:
@@ -100,7 +102,9 @@ def checked(
         if members is not None and seeds.dim() == 0:
             seeds = seeds.to(weight.device).expand(members)
         elif members is not None and members != seeds.shape[0]:
-            raise ValueError(f"bias_sigma: expected a leading dimension of {seeds.shape[0]}, as seed has, got {members}")
+            raise ValueError(
+                f"bias_sigma: expected a leading dimension of {seeds.shape[0]}, as seed has, got {members}"
+            )
     member_inputs = False
     if seeds.dim():
         member_inputs = _check_members(x, seeds.shape[0], shared)

@@ -55,9 +55,7 @@ def _case(
         return {**made, **arguments}
 
     tensors = (("bias", bias), ("sigma", isinstance(sigma, tuple)), ("bias_sigma", isinstance(bias_sigma, tuple)))
-    return Case(
-        name, perturbed_linear, inputs, ("x", "weight", *(key for key, used in tensors if used)), exact=False
-    )
+    return Case(name, perturbed_linear, inputs, ("x", "weight", *(key for key, used in tensors if used)), exact=False)
 
 
 # Up to 16 rows are dot products, up to 48 are packed by each thread for itself, more by all; depths of one block and of
@@ -67,6 +65,7 @@ CASES = [
     _case("vector", (), (5, 7), (), ()),
     _case("no-rows", (0,), (5, 7), (), ()),
     _case("no-columns", (4,), (5, 0), (), (5,)),
+    _case("no-columns-many-rows", (60,), (5, 0), (), (5,), row_length=9),
     _case("no-features", (4,), (0, 7), (), (0,)),
     _case("few-rows", (3,), (37, 53), (37, 1), (37,)),
     _case("few-rows-long", (2, 3), (11, 1283), (11, 1), 0.5, distribution="rademacher"),

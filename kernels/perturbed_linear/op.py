@@ -18,7 +18,9 @@ _PLACE = "bool member_inputs, int stream, int domain, SymInt row_offset, SymInt 
 _CONSTANTS = 6
 
 
-def _fake_linear(x: Tensor, weight: Tensor, bias: Any, sigma: Any, bias_sigma: Any, seed: Tensor, *place: Any) -> Tensor:
+def _fake_linear(
+    x: Tensor, weight: Tensor, bias: Any, sigma: Any, bias_sigma: Any, seed: Tensor, *place: Any
+) -> Tensor:
     lead = x.shape[1:-1] if place[0] else x.shape[:-1]
     return x.new_empty((*seed.shape, *lead, weight.shape[0]))
 
