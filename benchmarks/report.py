@@ -11,6 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from quaver.plot import plot_ratios
+
 
 def table(content: dict) -> Table:
     """One line a row and number of threads: quaver's time, and how many times as fast as each alternative it is."""
@@ -25,26 +27,6 @@ def table(content: dict) -> Table:
     return made
 
 
-def plot(content: dict, path: Path) -> None:
-    """Bars of the ratios, on a logarithmic axis; needs matplotlib."""
-    import matplotlib.pyplot as plt
-
-    bars = []
-    for row in content["rows"]:
-        ours = row["seconds"]["quaver"]
-        label = f"{row['row']} {row['size']}, {row['threads']}t"
-        bars += [
-            (f"{label} / {name}", s / ours) for name, s in row["seconds"].items() if name not in ("quaver", "copy_")
-        ]
-    figure, axes = plt.subplots(figsize=(8, 0.25 * len(bars) + 1))
-    axes.barh([name for name, _ in bars][::-1], [ratio for _, ratio in bars][::-1])
-    axes.set_xscale("log")
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xlabel("times as fast as")
-    figure.tight_layout()
-    figure.savefig(path)
-
-
 def main(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
     plot_file: Annotated[Path | None, typer.Option("--plot", help="write a plot here")] = None,
@@ -53,7 +35,7 @@ def main(
     content = json.loads(file.read_text())
     Console().print(table(content))
     if plot_file is not None:
-        plot(content, plot_file)
+        plot_ratios(content, plot_file)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from typing import Any
 import op_checks
 import pytest
 import torch
+import torch._dynamo.testing
 from op_checks import CPU, DTYPES, LEVELS
 from torch import Tensor
 from torch.library import opcheck

@@ -11,7 +11,7 @@ from .rows import ROWS
 
 __all__ = ["CASES", "ROWS"]
 
-_SHARD = {"row_offset": 3, "column_offset": 11, "row_length": 600}
+_SHARD: dict[str, Any] = {"row_offset": 3, "column_offset": 11, "row_length": 600}
 _POPULATION = [4, -5, 2**62]
 
 

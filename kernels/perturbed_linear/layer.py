@@ -44,6 +44,7 @@ class PerturbedLinear(nn.Linear):
 
     sigma: Tensor | None
     bias_sigma: Tensor | None
+    _intensity: Tensor
 
     def __init__(
         self,
@@ -121,7 +122,7 @@ class PerturbedLinear(nn.Linear):
         if self._silent and not (isinstance(self._seed, Tensor) and self._seed.dim()):
             return F.linear(x, self.weight, self.bias)
         sigma, bias_sigma = self._sigmas()
-        noise = {"seed": self._seed, "stream": self.stream, "distribution": self.distribution}
+        noise: dict[str, Any] = {"seed": self._seed, "stream": self.stream, "distribution": self.distribution}
         if is_sharded(self.weight):
             return sharded_linear(x, self.weight, self.bias, sigma, bias_sigma, **noise)
         return perturbed_linear(x, self.weight, self.bias, sigma=sigma, bias_sigma=bias_sigma, **noise)

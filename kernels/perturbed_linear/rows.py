@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from .._backends import use_backend
 from .._cases import Row, values
+from .._gemm import linear_of_onednn
 from ..perturb.op import perturb_, weight_scale
 from .op import perturbed_linear
 
@@ -29,12 +30,6 @@ _FORWARD = (
 )
 _TRAINING = ("quaver", "naive", "torch.compile", "unperturbed, F.linear")
 _QUICK = ((1, (4096, 4096)), (16, (448, 448)), (256, (448, 448)))
-
-
-def linear_of_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """F.linear through oneDNN, which takes half the time of MKL on AMD processors with AVX-512."""
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return out
 
 
 def _naive(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -100,7 +95,7 @@ def _forward_calls(shape: tuple[int, int], dtype: torch.dtype, device: torch.dev
             return out
 
     compiled_with_fallback = torch.compile(lambda x, w, b: _composed(x, w, b), dynamic=False)
-    calls = (
+    calls: tuple[Call, ...] = (
         _ours,
         lambda x, w, b: _ours(x, w, b, sigma),
         _naive,
@@ -127,7 +122,7 @@ def _trained(call: Call) -> Call:
 
 
 def _training_calls(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> dict[str, Call]:
-    calls = (_ours, _composed, torch.compile(_composed, dynamic=False), F.linear)
+    calls: tuple[Call, ...] = (_ours, _composed, torch.compile(_composed, dynamic=False), F.linear)
     return {name: _trained(call) for name, call in zip(_TRAINING, calls, strict=True)}
 
 

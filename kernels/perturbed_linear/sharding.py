@@ -3,6 +3,7 @@
 import sys
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .op import perturbed_linear
@@ -16,7 +17,7 @@ def is_sharded(tensor: Tensor | None) -> bool:
 
 def whole(tensor: Tensor) -> Tensor:
     """The unsharded tensor: every process gathers it, and so finds the same bits in what it computes from it."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined, no-any-return]
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def _bias_alone(y: Tensor, weight: Tensor, bias: Tensor, **arguments: Any) -> Tensor:
@@ -62,10 +63,8 @@ def sharded_linear(
             tensor = DTensor.from_local(tensor, mesh, whole_everywhere, run_check=False)
         return tensor.redistribute(mesh, to).to_local(grad_placements=grad_placements)  # type: ignore[attr-defined, no-any-return]
 
-    def follow(tensor: Tensor | None, dims: tuple[int, ...]) -> Tensor | None:
+    def follow(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
         """A sigma that is cut as the weight is, where the weight is cut along one of its `dims`."""
-        if tensor is None:
-            return None
         if dimension in dims:
             return placed(tensor, along(Shard(dimension), Replicate()))
         # Shared by all shards: its gradient is the sum of theirs.
@@ -91,9 +90,13 @@ def sharded_linear(
         )
         return DTensor.from_local(local_y + perturbed, mesh, whole_everywhere, run_check=False)
     local_x = placed(x, whole_everywhere, along(Partial(), Replicate()))
-    local_bias_sigma = follow(bias_sigma, (0,) if bias_sigma is not None and bias_sigma.dim() else ())
+    local_bias_sigma = None if bias_sigma is None else follow(bias_sigma, (0,) if bias_sigma.dim() else ())
     local_bias = None if bias is None else placed(bias, along(Shard(0), Replicate()))
     part = perturbed_linear(
         local_x, local_weight, local_bias, sigma=local_sigma, bias_sigma=local_bias_sigma, **place, **noise
     )
-    return DTensor.from_local(part, mesh, along(Shard(part.dim() - 1), Replicate()), run_check=False)
+    # The shape of the whole: shards may differ in size.
+    shape = torch.Size((*part.shape[:-1], weight.shape[0]))
+    stride = torch.empty(shape, device="meta").stride()
+    split = along(Shard(part.dim() - 1), Replicate())
+    return DTensor.from_local(part, mesh, split, run_check=False, shape=shape, stride=stride)

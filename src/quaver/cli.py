@@ -1,5 +1,6 @@
 """The command line: `quaver info` and `quaver bench`."""
 
+import importlib.util
 import json
 import os
 import platform
@@ -127,6 +128,14 @@ def _write_json(path: Path, content: Any) -> None:
         raise UsageError(f"--json {path}: {error.strerror}") from None
 
 
+def _check_plot(path: Path) -> None:
+    """Before anything is timed: whether a plot can be made."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UsageError("--plot: matplotlib is not installed: pip install matplotlib")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"--plot {path}: there is no such folder")
+
+
 @app.command()
 def bench(
     op: Annotated[list[str] | None, typer.Option(help="op to time; all when not given; repeatable")] = None,
@@ -134,6 +143,9 @@ def bench(
     threads: Annotated[str | None, typer.Option(help="numbers of CPU threads, such as 1,2")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     json_file: Annotated[Path | None, typer.Option("--json", help="write the medians to this file")] = None,
+    plot_file: Annotated[
+        Path | None, typer.Option("--plot", help="write a PNG of the ratios (needs matplotlib)")
+    ] = None,
 ) -> None:
     """Time every op against what one would otherwise write; each result is checked against its reference first."""
     from quaver import timing
@@ -146,6 +158,8 @@ def bench(
         raise UsageError(f"--device {device}: expected cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch sees no GPU")
+    if plot_file is not None:
+        _check_plot(plot_file)
     counts = [1] if device == "cuda" else _threads(threads) if threads else sorted({1, os.cpu_count() or 1})
     table = Table("op", "size", "threads", box=None, pad_edge=False)
     for column in ("time", "ns/element"):
@@ -173,9 +187,14 @@ def bench(
                     )
     _console.print(table, highlight=False)
     _console.print("Every result above was equal to its reference before it was timed.", highlight=False)
+    rows = [{"row": t.row.name, "size": t.row.size, "threads": t.threads, "seconds": t.seconds} for t in timings]
+    content = {"cpu": _cpu_model(), "device": device, "torch": torch.__version__, "rows": rows}
     if json_file is not None:
-        content = [{"row": t.row.name, "size": t.row.size, "threads": t.threads, "seconds": t.seconds} for t in timings]
-        _write_json(json_file, {"cpu": _cpu_model(), "device": device, "torch": torch.__version__, "rows": content})
+        _write_json(json_file, content)
+    if plot_file is not None:
+        from quaver.plot import plot_ratios
+
+        plot_ratios(content, plot_file)
 
 
 def run(program: typer.Typer) -> None:

@@ -41,13 +41,15 @@ class Timing:
 
 
 def op_names() -> list[str]:
-    """The op folders."""
-    return sorted(module.name for module in pkgutil.iter_modules(quaver.kernels.__path__) if module.ispkg)
+    """What has a speed table: the op folders, and the GEMM that CPU kernels share."""
+    folders = [module.name for module in pkgutil.iter_modules(quaver.kernels.__path__) if module.ispkg]
+    return sorted([*folders, "gemm"])
 
 
 def rows(op: str) -> list[Row]:
     """The rows of one op's speed table."""
-    found: list[Row] = importlib.import_module(f"quaver.kernels.{op}.cases").ROWS
+    module = "quaver.kernels._gemm" if op == "gemm" else f"quaver.kernels.{op}.cases"
+    found: list[Row] = importlib.import_module(module).ROWS
     return found
 
 
