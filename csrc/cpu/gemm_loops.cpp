@@ -26,18 +26,29 @@ void multiply(int64_t rows, int64_t columns, int64_t depth, const LeftBlock<T>& 
               int64_t stride, const T* bias, bool accumulate) {
   const Addend addend = accumulate ? kResult : bias ? kBias : kNothing;
   const Tile<T>* kernels = a.by_row ? kTiles<T, true> : kTiles<T, false>;
-  for (int64_t j = 0; j < columns; j += kColumns<T>, b += b_panel) {
-    const T* of_a = a.data;
-    for (int64_t i = 0; i < rows; i += kRows, of_a += a.panel) {
-      const int height = rows - i < kRows ? int(rows - i) : kRows;
-      const Tile<T> kernel = kernels[height - 1];
-      T* of_c = c + i * stride + j;
-      const T* of_bias = bias ? bias + j : nullptr;
-      if (columns - j >= kColumns<T>) {
-        kernel(depth, of_a, a.stride, b, of_c, stride, of_bias, addend);
-      } else {
-        multiply_edge(kernel, height, columns - j, depth, of_a, a.stride, b, of_c, stride, of_bias, addend);
-      }
+  const auto tile = [&](int64_t i, int64_t j) {
+    const int height = rows - i < kRows ? int(rows - i) : kRows;
+    const Tile<T> kernel = kernels[height - 1];
+    const T* of_a = a.data + i / kRows * a.panel;
+    const T* of_b = b + j / kColumns<T> * b_panel;
+    const T* of_bias = bias ? bias + j : nullptr;
+    T* of_c = c + i * stride + j;
+    if (columns - j >= kColumns<T>) {
+      kernel(depth, of_a, a.stride, of_b, of_c, stride, of_bias, addend);
+    } else {
+      multiply_edge(kernel, height, columns - j, depth, of_a, a.stride, of_b, of_c, stride, of_bias, addend);
+    }
+  };
+  // What the inner loop reads again and again stays in the L1 cache: a panel of B, or, where the depth is small, all of
+  // B, and C is written row by row.
+  constexpr int64_t kSmall = 16384 / int(sizeof(T));
+  if (depth * columns <= kSmall) {
+    for (int64_t i = 0; i < rows; i += kRows) {
+      for (int64_t j = 0; j < columns; j += kColumns<T>) tile(i, j);
+    }
+  } else {
+    for (int64_t j = 0; j < columns; j += kColumns<T>) {
+      for (int64_t i = 0; i < rows; i += kRows) tile(i, j);
     }
   }
 }
