@@ -34,10 +34,15 @@ def test_info_says_that_the_level_is_capped() -> None:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("bench", "--op", "nope"), "quaver: --op nope: expected one of dropout, perturb, philox"),
+        (
+            ("bench", "--op", "nope"),
+            "quaver: --op nope: expected one of dropout, gemm, perturb, perturbed_linear, philox",
+        ),
+        (("bench", "--plot", "/nowhere/x.png"), "quaver: --plot /nowhere/x.png: there is no such folder"),
         (("bench", "--threads", "x"), "quaver: --threads 'x': expected numbers separated by commas, such as 1,2"),
         (("bench", "--threads", "0"), "quaver: --threads '0': expected numbers of 1 or more"),
         (("bench", "--device", "tpu"), "quaver: --device tpu: expected cpu or cuda"),
+        (("bench", "--match", "zebra"), "quaver: --match zebra: no row has it"),
         (("frobnicate",), "quaver: No such command 'frobnicate'."),
         (("info", "--frobnicate"), "quaver: No such option: --frobnicate"),
     ],
@@ -49,15 +54,18 @@ def test_a_wrong_call_is_one_line_and_exit_code_2(arguments: tuple[str, ...], me
     assert done.stderr == message + "\n"
 
 
-def test_bench_writes_its_medians(tmp_path: Path) -> None:
-    file = tmp_path / "speed.json"
-    done = quaver("bench", "--quick", "--op", "dropout", "--threads", "1", "--json", str(file))
+def test_bench_writes_its_medians_and_a_plot_of_them(tmp_path: Path) -> None:
+    file, plot = tmp_path / "speed.json", tmp_path / "speed.png"
+    done = quaver(
+        *("bench", "--quick", "--op", "dropout", "--threads", "1"), *("--json", str(file), "--plot", str(plot))
+    )
     assert done.returncode == 0, done.stderr
     assert "F.dropout" in done.stdout
     content = json.loads(file.read_text())
     assert {row["row"] for row in content["rows"]} == {"dropout"}
     assert all(0 < seconds < 10 for row in content["rows"] for seconds in row["seconds"].values())
-    assert list(tmp_path.iterdir()) == [file]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert sorted(tmp_path.iterdir()) == [file, plot]
 
 
 def test_bench_does_not_lose_a_file_it_cannot_write(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from .._backends import use_backend
 from .._cases import Row, values
-from .._gemm import linear_of_onednn
+from .._gemm import linear_of_onednn, onednn_multiplies
 from ..perturb.op import perturb_, weight_scale
 from .op import perturbed_linear
 
@@ -81,7 +81,7 @@ Call = Callable[[Tensor, Tensor, Tensor], Any]
 def _forward_calls(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> dict[str, Call]:
     noise, noise_of_bias = torch.empty(shape, dtype=dtype, device=device), torch.empty(shape[:1], dtype=dtype)
     sigma = torch.tensor(_INTENSITY)
-    linear = linear_of_onednn if device.type == "cpu" else F.linear
+    linear = linear_of_onednn if device.type == "cpu" and onednn_multiplies(dtype) else F.linear
     compiled = torch.compile(_composed, dynamic=False)
 
     def best(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -143,7 +143,8 @@ def _check(shape: tuple[int, int], batch: int, dtype: torch.dtype) -> Callable[[
 
 
 def _row(batch: int, shape: tuple[int, int], dtype: torch.dtype, training: bool) -> Row:
-    names = _TRAINING if training else _FORWARD
+    every = _TRAINING if training else _FORWARD
+    names = tuple(name for name in every if "oneDNN" not in name or onednn_multiplies(dtype))
 
     def variants(device: torch.device) -> dict[str, Callable[[], object]]:
         calls = (_training_calls if training else _forward_calls)(shape, dtype, device)
@@ -152,7 +153,7 @@ def _row(batch: int, shape: tuple[int, int], dtype: torch.dtype, training: bool)
         def use(call: Call) -> Callable[[], object]:
             return lambda: call(x, *layers())
 
-        return {name: use(call) for name, call in calls.items()}
+        return {name: use(calls[name]) for name in names}
 
     count = shape[0] * shape[1]
     return Row(

@@ -139,6 +139,9 @@ def _check_plot(path: Path) -> None:
 @app.command()
 def bench(
     op: Annotated[list[str] | None, typer.Option(help="op to time; all when not given; repeatable")] = None,
+    match: Annotated[
+        list[str] | None, typer.Option(help="only rows whose name and size contain this; repeatable, all must be there")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="fewer rows and rounds")] = False,
     threads: Annotated[str | None, typer.Option(help="numbers of CPU threads, such as 1,2")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
@@ -150,7 +153,7 @@ def bench(
     """Time every op against what one would otherwise write; each result is checked against its reference first."""
     from quaver import timing
 
-    names = timing.op_names()
+    names = [name for name in timing.op_names() if device == "cpu" or name != "gemm"]
     unknown = sorted(set(op or ()) - set(names))
     if unknown:
         raise UsageError(f"--op {unknown[0]}: expected one of {', '.join(names)}")
@@ -169,9 +172,9 @@ def bench(
     with _console.status("checking and timing") as status:
         for name in op or names:
             for row in timing.rows(name):
+                if (quick and not row.quick) or not all(text in str(row) for text in match or ()):
+                    continue
                 for count in counts:
-                    if quick and not row.quick:
-                        continue
                     status.update(f"{row}, {count} threads")
                     timed = timing.time_row(row, count, torch.device(device), quick=quick)
                     timings.append(timed)
@@ -185,6 +188,8 @@ def bench(
                         f"{timed.nanoseconds_per_element:.3f}",
                         against,
                     )
+    if not timings:
+        raise UsageError(f"--match {' '.join(match or ())}: no row has it")
     _console.print(table, highlight=False)
     _console.print("Every result above was equal to its reference before it was timed.", highlight=False)
     rows = [{"row": t.row.name, "size": t.row.size, "threads": t.threads, "seconds": t.seconds} for t in timings]
