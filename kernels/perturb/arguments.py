@@ -5,7 +5,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._seeds import Seed, check_floating, check_offset, check_seed, check_stream, compute_dtype, domain_of, seed_tensor
+from .._seeds import (
+    Seed,
+    check_floating,
+    check_offset,
+    check_seed,
+    check_stream,
+    compute_dtype,
+    domain_of,
+    scalar_tensor,
+    seed_tensor,
+)
 from .reference import matrix_shape
 
 
@@ -54,7 +64,7 @@ def sigma_tensor(sigma: float | Tensor, weight: Tensor, name: str = "sigma") -> 
     if not isinstance(sigma, Tensor):
         if not isinstance(sigma, (int, float, torch.SymFloat, torch.SymInt)) or isinstance(sigma, bool):
             raise TypeError(f"{name}: expected a float or a tensor, got {type(sigma).__name__}")
-        return torch.tensor(sigma, dtype=dtype), None
+        return scalar_tensor(sigma, dtype), None
     check_floating(name, sigma)
     if sigma.device != weight.device and not (sigma.dim() == 0 and sigma.device.type == "cpu"):
         raise ValueError(f"{name}: expected a tensor on {weight.device}, got one on {sigma.device}")
