@@ -76,9 +76,11 @@ inline int64_t depth_block(int64_t depth, int64_t most) {
 constexpr int64_t kMostDepth = 1024, kMostNarrowDepth = 4096;
 // Packed bytes of each operand at a time: with those of the other they stay in the cache that all cores share.
 constexpr int64_t kPackedBytes = 4 << 20;
-// Up to this many rows each thread packs B for itself, a panel or so at a time, and uses it at once from its own cache;
-// above, B is packed once for all threads.
-constexpr int64_t kFewRows = 48;
+// Up to this many rows each thread packs B for itself, a panel or so at a time, and uses it at once from its own cache
+// (256 x 1024 x 4096: 0.88 of the time); above, or with columns too few for all threads, B is packed once for all.
+constexpr int64_t kRowsByThread = 256;
+// More rows than this are read from beyond the L1 cache: once for several panels, up to this many columns.
+constexpr int64_t kFewRows = 48, kWideColumns = 96;
 // Rows and columns of a tile: its A (96 x 256 floats: 96 KiB) and its C stay in the L2 cache.
 constexpr int64_t kTileRows = 96, kTileColumns = 192;
 // Fewer multiply-adds than this are not worth a second thread (about 3 us to hand out).
@@ -102,13 +104,15 @@ class Gemm {
 
   void run() const {
     if (rows_ == 0 || columns_ == 0) return;
+    const int64_t step = round_up(b_.step(loops_), loops_.columns), threads = torch::stable::get_num_threads();
+    const bool by_thread = rows_ <= kRowsByThread && columns_ >= 2 * threads * step;
     const int64_t most = c_.narrow ? kMostNarrowDepth : kMostDepth;
     for (int64_t k = 0; k == 0 || k < depth_; k += most) {
       const int64_t length = std::min(depth_ - k, most);
-      if (rows_ <= kFewRows && b_.fits_threads(columns_, length)) {
-        few_rows(k, length);
+      if (by_thread) {
+        packed_by_thread(k, length);
       } else {
-        many_rows(k, length);
+        packed_for_all(k, length);
       }
     }
   }
@@ -155,7 +159,7 @@ class Gemm {
 
   const T* bias_at(int64_t j) const { return c_.bias ? c_.bias + j : nullptr; }
 
-  void many_rows(int64_t k, int64_t length) const {
+  void packed_for_all(int64_t k, int64_t length) const {
     const int64_t block = depth_block(length, loops_.depth);
     const auto fitting = [&](int64_t step) {
       const int64_t packed = step * round_up(length, block) * int64_t(sizeof(T));
@@ -213,11 +217,14 @@ class Gemm {
     });
   }
 
-  void few_rows(int64_t k, int64_t length) const {
+  void packed_by_thread(int64_t k, int64_t length) const {
     const int64_t block = depth_block(length, loops_.depth);
     const Left<T> a = left(0, rows_, k, length, block);
     if (!a.direct) a_.pack(loops_, a.panels, 0, 0, rows_, 0, k, length);
-    const int64_t step = round_up(b_.step(loops_), loops_.columns), depth = round_up(b_.depth_step(loops_), block);
+    const int64_t depth = round_up(b_.depth_step(loops_), block), threads = torch::stable::get_num_threads();
+    int64_t step = round_up(b_.step(loops_), loops_.columns);
+    // Many rows of A do not stay in the cache: they are read once for several panels, where there are enough for all.
+    while (rows_ > kFewRows && 2 * step <= kWideColumns && columns_ >= 8 * threads * step) step *= 2;
     in_parallel(ceil_div(columns_, step), [&](int64_t begin, int64_t end) {
       for (int64_t j = begin * step; j < std::min(columns_, end * step); j += step) {
         const int64_t columns = std::min(step, columns_ - j);

@@ -4,7 +4,6 @@
 //       elements (i .. i + count - 1, k .. k + length - 1), from panel number `panel` and depth `to` of it on;
 //       i is a multiple of the panels' width away from the first
 //   step(loops), depth_step(loops)      what it likes to pack at a time
-//   fits_threads(count, depth)          whether each thread may pack its own share of `count`, for few rows of C
 #pragma once
 #include "cpu/gemm.h"
 
@@ -35,7 +34,6 @@ struct Matrix {
   bool direct() const { return !widen && stride * int64_t(sizeof(T)) % 4096 != 0; }
   int64_t step(const GemmLoopsOf<T>& loops) const { return 8 * loops.columns; }
   int64_t depth_step(const GemmLoopsOf<T>& loops) const { return loops.depth; }
-  bool fits_threads(int64_t, int64_t) const { return true; }
 
   void pack(const GemmLoopsOf<T>& loops, const Panels<T>& panels, int64_t panel, int64_t i, int64_t count, int64_t to,
             int64_t k, int64_t length) const {

@@ -62,7 +62,6 @@ struct PerturbedRows {
   int64_t depth_step(const GemmLoopsOf<C>& loops) const {
     return weight.aligned() ? loops.depth : std::clamp<int64_t>(weight.place.columns, 1, kLongRun);
   }
-  bool fits_threads(int64_t, int64_t) const { return true; }
 
   void pack(const GemmLoopsOf<C>& loops, const Panels<C>& panels, int64_t panel, int64_t i, int64_t count, int64_t to,
             int64_t k, int64_t length) const {
@@ -89,8 +88,6 @@ struct PerturbedColumns {
   int64_t depth_step(const GemmLoopsOf<C>& loops) const {
     return std::max<int64_t>(8, kMadeAtATime / std::max<int64_t>(1, step(loops)));
   }
-  // A few steps would not be shared evenly.
-  bool fits_threads(int64_t count, int64_t) const { return count >= 8 * kLongRun / 4; }
 
   void pack(const GemmLoopsOf<C>& loops, const Panels<C>& panels, int64_t panel, int64_t i, int64_t count, int64_t to,
             int64_t k, int64_t length) const {
