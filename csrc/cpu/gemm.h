@@ -98,7 +98,7 @@ class Gemm {
         a_(a),
         b_(b),
         c_(c),
-        parallel_(rows * columns * std::max<int64_t>(depth, 1) > kSmallWork) {
+        parallel_((rows + B::kPackingWork) * columns * std::max<int64_t>(depth, 1) > kSmallWork) {
     STD_TORCH_CHECK(!c.narrow || depth <= kMostNarrowDepth, "quaver: a narrowed result of depth ", depth);
   }
 

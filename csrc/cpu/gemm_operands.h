@@ -3,6 +3,7 @@
 //   pack(loops, panels, panel, i, count, to, k, length)
 //       elements (i .. i + count - 1, k .. k + length - 1), from panel number `panel` and depth `to` of it on;
 //       i is a multiple of the panels' width away from the first
+//   kPackingWork                        multiply-adds that take as long as packing an element
 //   step(loops), depth_step(loops)      what it likes to pack at a time
 #pragma once
 #include "cpu/gemm.h"
@@ -32,6 +33,7 @@ struct Matrix {
   // On the left it is read where it is, which saves 3 to 9 % of a product with 448 columns: unless it must be widened,
   // or rows a multiple of 4 KiB apart would share a few sets of the caches.
   bool direct() const { return !widen && stride * int64_t(sizeof(T)) % 4096 != 0; }
+  static constexpr int64_t kPackingWork = 4;
   int64_t step(const GemmLoopsOf<T>& loops) const { return 8 * loops.columns; }
   int64_t depth_step(const GemmLoopsOf<T>& loops) const { return loops.depth; }
 

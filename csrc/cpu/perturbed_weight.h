@@ -50,6 +50,8 @@ struct PerturbedWeight {
 
 // Values made at a time before they are packed: they stay in the L1 cache.
 constexpr int64_t kMadeAtATime = 4096;
+// Multiply-adds that take as long as the noise of an element.
+constexpr int64_t kNoiseWork = 64;
 // Runs of noise that do not begin with a group of 128 make it for nothing in part: they are this long, or whole rows.
 constexpr int64_t kLongRun = 1024;
 
@@ -58,6 +60,7 @@ template <class C>
 struct PerturbedRows {
   const PerturbedWeight<C>& weight;
 
+  static constexpr int64_t kPackingWork = kNoiseWork;
   int64_t step(const GemmLoopsOf<C>& loops) const { return loops.columns; }
   int64_t depth_step(const GemmLoopsOf<C>& loops) const {
     return weight.aligned() ? loops.depth : std::clamp<int64_t>(weight.place.columns, 1, kLongRun);
@@ -81,6 +84,7 @@ template <class C>
 struct PerturbedColumns {
   const PerturbedWeight<C>& weight;
 
+  static constexpr int64_t kPackingWork = kNoiseWork;
   int64_t step(const GemmLoopsOf<C>& loops) const {
     const int64_t groups = loops.columns % 128 ? 8 * loops.columns : loops.columns;  // 128, 256 or 384
     return weight.aligned() ? groups : std::clamp<int64_t>(weight.place.columns, 1, kLongRun);
