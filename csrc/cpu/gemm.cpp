@@ -8,9 +8,11 @@ using namespace quaver;
 
 // A matrix whose rows or columns are contiguous, as an operand: element (i, k), k the depth.
 template <class T>
-cpu::Matrix<T> operand(const Tensor& matrix, bool transposed, const cpu::DtypeLoops::Loops* widen) {
+cpu::Matrix<T> operand(const Tensor& matrix, bool transposed, const cpu::DtypeLoops::Loops* widen,
+                       const cpu::PairLoops* pairs) {
   const bool contiguous = matrix.stride(1) == 1;
-  return {const_data<char>(matrix), matrix.stride(contiguous ? 0 : 1), contiguous == transposed, widen};
+  const int64_t stride = matrix.stride(contiguous ? 0 : 1), depth = matrix.size(transposed ? 0 : 1);
+  return {const_data<char>(matrix), stride, contiguous == transposed, widen, pairs, depth};
 }
 
 // a [M, K] b [K, N]
@@ -27,7 +29,9 @@ Tensor gemm(const Tensor& a_, const Tensor& b_) {
     const auto* loops =
         out.scalar_type() == compute_dtype(out.scalar_type()) ? nullptr : &cpu::loops_of(out.scalar_type());
     const cpu::Result<C> result{cpu::output<char>(out), out.size(1), nullptr, false, loops};
-    cpu::gemm(a.size(0), b.size(1), a.size(1), operand<C>(a, false, loops), operand<C>(b, true, loops), result);
+    const auto* pairs = cpu::pair_loops_of(out.scalar_type());
+    cpu::gemm(a.size(0), b.size(1), a.size(1), operand<C>(a, false, loops, pairs), operand<C>(b, true, loops, pairs),
+              result);
   };
   if (out.scalar_type() == ScalarType::Double) {
     run(double{});

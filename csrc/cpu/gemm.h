@@ -6,6 +6,7 @@
 // number of threads: the same bits every time.
 #pragma once
 #include <algorithm>
+#include <type_traits>
 
 #include "cpu/gemm_loops.h"
 #include "cpu/noise_source.h"
@@ -22,6 +23,11 @@ inline const GemmLoopsOf<float>& gemm_loops_of<float>() {
 template <>
 inline const GemmLoopsOf<double>& gemm_loops_of<double>() {
   return gemm_loops().f64;
+}
+
+// The loops for operands of pairs, if such operands of `dtype` are to be used: instead of widening bf16.
+inline const PairLoops* pair_loops_of(ScalarType dtype) {
+  return dtype == ScalarType::BFloat16 && has_bf16() ? gemm_loops().bf16 : nullptr;
 }
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -72,7 +78,7 @@ inline int64_t depth_block(int64_t depth, int64_t most) {
 
 // Depth that is packed at a time: less would read C more often, more would leave room for fewer columns of B, for each
 // of which A is packed again (2048 x 4096 x 4096: 11 % of the time at 4096, 4 % at 1024). A narrowed result must be
-// made at once, up to kMostNarrowDepth; deeper ones are for their callers to narrow.
+// made at once, up to kMostNarrowDepth; deeper ones are for their callers to narrow. A pair of bf16 counts as one.
 constexpr int64_t kMostDepth = 1024, kMostNarrowDepth = 4096;
 // Packed bytes of each operand at a time: with those of the other they stay in the cache that all cores share.
 constexpr int64_t kPackedBytes = 4 << 20;
@@ -91,8 +97,10 @@ constexpr int64_t kParts = 64;
 template <class T, class A, class B>
 class Gemm {
  public:
-  Gemm(int64_t rows, int64_t columns, int64_t depth, const A& a, const B& b, const Result<T>& c)
-      : rows_(rows),
+  Gemm(const GemmLoopsOf<T>& loops, int64_t rows, int64_t columns, int64_t depth, const A& a, const B& b,
+       const Result<T>& c)
+      : loops_(loops),
+        rows_(rows),
         columns_(columns),
         depth_(depth),
         a_(a),
@@ -141,8 +149,8 @@ class Gemm {
   // Rows i .. of A over a range of depth: where they are, or the panels that they are to be packed into.
   Left<T> left(int64_t i, int64_t rows, int64_t k, int64_t length, int64_t block) const {
     if (a_.direct()) {
-      const T* from = reinterpret_cast<const T*>(a_.data) + (a_.transposed ? k * a_.stride + i : i * a_.stride + k);
-      return {{nullptr, loops_.rows, block, 0}, from, a_.stride, !a_.transposed};
+      const T* from = a_.transposed ? a_.at(k, i) : a_.at(i, k);
+      return {{nullptr, loops_.rows, block, 0}, from, a_.row_stride(), !a_.transposed};
     }
     return {panels(Use::kPackedA, loops_.rows, ceil_div(rows, loops_.rows), block, length)};
   }
@@ -240,7 +248,7 @@ class Gemm {
     });
   }
 
-  const GemmLoopsOf<T>& loops_ = gemm_loops_of<T>();
+  const GemmLoopsOf<T>& loops_;
   const int64_t rows_, columns_, depth_;
   const A& a_;
   const B& b_;
@@ -248,9 +256,13 @@ class Gemm {
   const bool parallel_;
 };
 
+// Both operands are of pairs, or neither is.
 template <class T, class A, class B>
 void gemm(int64_t rows, int64_t columns, int64_t depth, const A& a, const B& b, const Result<T>& c) {
-  Gemm<T, A, B>(rows, columns, depth, a, b, c).run();
+  if constexpr (std::is_same_v<T, float>) {
+    if (a.pairs) return Gemm<T, A, B>(a.pairs->gemm, rows, columns, ceil_div(depth, 2), a, b, c).run();
+  }
+  Gemm<T, A, B>(gemm_loops_of<T>(), rows, columns, depth, a, b, c).run();
 }
 
 }  // namespace quaver::cpu

@@ -31,12 +31,27 @@ template <class T>
 constexpr int kColumns = kVectors * kLanes<T>;
 constexpr int kMaxColumns = kColumns<float>;
 
+// What the kernel multiplies: elements of type T, or pairs of bf16 in the bits of a float.
+template <class T>
+struct Plain {
+  using Element = T;
+  static QUAVER_INLINE Vector<T> broadcast(const T* a) { return all(*a); }
+  static QUAVER_INLINE Vector<T> add_product(Vector<T> a, Vector<T> b, Vector<T> c) { return multiply_add(a, b, c); }
+};
+#if defined(__AVX512F__)
+struct Pairs {
+  using Element = float;
+  static QUAVER_INLINE Floats broadcast(const float* a) { return (Floats)(Ints{} + load<int32_t>(a)); }
+  static QUAVER_INLINE Floats add_product(Floats a, Floats b, Floats c) { return add_pair_products(a, b, c); }
+};
+#endif
+
 enum Addend { kNothing, kBias, kResult };
 
 // c [R, kColumns] = the product of R rows of A and a panel of B, plus nothing, a bias for each column, or c. Element
 // (i, k) of A lies at i * a_stride + k for kByRow, else at k * a_stride + i. The addend comes last: sums that begin at
 // zero are smaller, and so are their roundings (a third of the error at a depth of 1300).
-template <class T, bool kByRow, int R>
+template <class P, bool kByRow, int R, class T = typename P::Element>
 void multiply_tile(int64_t depth, const T* a, int64_t a_stride, const T* b, T* c, int64_t stride, const T* bias,
                    Addend addend) {
   using V = Vector<T>;
@@ -48,9 +63,9 @@ void multiply_tile(int64_t depth, const T* a, int64_t a_stride, const T* b, T* c
     for (int v = 0; v < kVectors; v++) column[v] = load<V>(b + v * kLanes<T>);
 #pragma GCC unroll 8
     for (int i = 0; i < R; i++) {
-      const V row = all(kByRow ? a[i * a_stride] : a[i]);
+      const V row = P::broadcast(kByRow ? a + i * a_stride : a + i);
 #pragma GCC unroll 3
-      for (int v = 0; v < kVectors; v++) sum[i][v] = multiply_add(row, column[v], sum[i][v]);
+      for (int v = 0; v < kVectors; v++) sum[i][v] = P::add_product(row, column[v], sum[i][v]);
     }
     a += kByRow ? 1 : a_stride;
     b += kColumns<T>;
@@ -70,15 +85,15 @@ template <class T>
 using Tile = void (*)(int64_t depth, const T* a, int64_t a_stride, const T* b, T* c, int64_t stride, const T* bias,
                       Addend addend);
 
-// kTiles<T, kByRow>[r - 1] multiplies r rows.
-template <class T, bool kByRow>
-constexpr Tile<T> kTiles[] = {
-    multiply_tile<T, kByRow, 1>, multiply_tile<T, kByRow, 2>, multiply_tile<T, kByRow, 3>,
-    multiply_tile<T, kByRow, 4>, multiply_tile<T, kByRow, 5>, multiply_tile<T, kByRow, 6>,
+// kTiles<P, kByRow>[r - 1] multiplies r rows.
+template <class P, bool kByRow>
+constexpr Tile<typename P::Element> kTiles[] = {
+    multiply_tile<P, kByRow, 1>, multiply_tile<P, kByRow, 2>, multiply_tile<P, kByRow, 3>,
+    multiply_tile<P, kByRow, 4>, multiply_tile<P, kByRow, 5>, multiply_tile<P, kByRow, 6>,
 #if defined(__AVX512F__)
-    multiply_tile<T, kByRow, 7>, multiply_tile<T, kByRow, 8>,
+    multiply_tile<P, kByRow, 7>, multiply_tile<P, kByRow, 8>,
 #endif
 };
-static_assert(sizeof(kTiles<float, true>) / sizeof(Tile<float>) == kRows, "one kernel for each number of rows");
+static_assert(sizeof(kTiles<Plain<float>, true>) / sizeof(Tile<float>) == kRows, "one kernel for each number of rows");
 
 }  // namespace

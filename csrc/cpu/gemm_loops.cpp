@@ -21,11 +21,11 @@ void multiply_edge(Tile<T> kernel, int rows, int64_t columns, int64_t depth, con
   for (int i = 0; i < rows; i++) std::memcpy(c + i * stride, tile + i * kColumns<T>, size_t(columns) * sizeof(T));
 }
 
-template <class T>
+template <class P, class T = typename P::Element>
 void multiply(int64_t rows, int64_t columns, int64_t depth, const LeftBlock<T>& a, const T* b, int64_t b_panel, T* c,
               int64_t stride, const T* bias, bool accumulate) {
   const Addend addend = accumulate ? kResult : bias ? kBias : kNothing;
-  const Tile<T>* kernels = a.by_row ? kTiles<T, true> : kTiles<T, false>;
+  const Tile<T>* kernels = a.by_row ? kTiles<P, true> : kTiles<P, false>;
   const auto tile = [&](int64_t i, int64_t j) {
     const int height = rows - i < kRows ? int(rows - i) : kRows;
     const Tile<T> kernel = kernels[height - 1];
@@ -53,12 +53,19 @@ void multiply(int64_t rows, int64_t columns, int64_t depth, const LeftBlock<T>& 
   }
 }
 
-template <class T>
-constexpr quaver::cpu::GemmLoopsOf<T> loops = {kRows, kColumns<T>, kDepth, pack_rows<T>, pack_columns<T>, multiply<T>};
+template <class P, class T = typename P::Element>
+constexpr quaver::cpu::GemmLoopsOf<T> loops = {kRows, kColumns<T>, kDepth, pack_rows<T>, pack_columns<T>, multiply<P>};
+
+#if defined(__AVX512F__)
+constexpr quaver::cpu::PairLoops pair_loops = {loops<Pairs>, zip};
+constexpr const quaver::cpu::PairLoops* kPairLoops = &pair_loops;
+#else
+constexpr const quaver::cpu::PairLoops* kPairLoops = nullptr;
+#endif
 
 }  // namespace
 
 namespace quaver::cpu {
 extern const GemmLoops QUAVER_AT_LEVEL(gemm_loops);
-const GemmLoops QUAVER_AT_LEVEL(gemm_loops) = {loops<float>, loops<double>};
+const GemmLoops QUAVER_AT_LEVEL(gemm_loops) = {loops<Plain<float>>, loops<Plain<double>>, kPairLoops};
 }  // namespace quaver::cpu

@@ -35,9 +35,19 @@ struct GemmLoopsOf {
                    T* c, int64_t stride, const T* bias, bool accumulate);
 };
 
+// bf16 by the instruction that multiplies pairs of them and adds both products to a float. Two neighbours along the
+// depth, the first in the low half, are the bits of one float of A and of B, so that panels and packing are those of
+// floats with half the depth. C and the bias are floats. The instruction takes subnormal numbers for zero.
+struct PairLoops {
+  GemmLoopsOf<float> gemm;
+  // 32 bits of `to` from each even[i] and odd[i]; no `odd` is zeros.
+  void (*zip)(void* to, const uint16_t* even, const uint16_t* odd, int64_t count);
+};
+
 struct GemmLoops {
   GemmLoopsOf<float> f32;
   GemmLoopsOf<double> f64;
+  const PairLoops* bf16;  // null at the levels that never have the instruction: for has_bf16() only
 };
 
 QUAVER_LOOPS(GemmLoops, gemm_loops)

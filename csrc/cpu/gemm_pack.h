@@ -88,4 +88,15 @@ void pack_columns(T* to, int64_t panel, int64_t width, const T* from, int64_t st
   }
 }
 
+#if defined(__AVX512F__)
+void zip(void* to, const uint16_t* even, const uint16_t* odd, int64_t count) {
+  auto* pairs = static_cast<uint32_t*>(to);
+  if (odd) {
+    for (int64_t i = 0; i < count; i++) pairs[i] = even[i] | uint32_t(odd[i]) << 16;
+  } else {
+    for (int64_t i = 0; i < count; i++) pairs[i] = even[i];
+  }
+}
+#endif
+
 }  // namespace

@@ -71,6 +71,7 @@ struct Weights {
   SigmaShape shape;
   std::vector<Source> members;
   const cpu::DtypeLoops::Loops* round;  // W' is rounded to x's type
+  const cpu::PairLoops* pairs;          // how x's type is multiplied, where that is in pairs
 
   Weights(const Tensor& weight_, const Tensor& sigma_, const Tensor& seed, ScalarType x, int64_t stream, int64_t domain,
           int64_t row_offset, int64_t column_offset, int64_t row_length)
@@ -79,7 +80,8 @@ struct Weights {
         place(weight, 0, row_offset, column_offset, row_length),
         shape(sigma, place, quaver::members(seed)),
         members(cpu::sources(seed, stream, domain)),
-        round(narrow_loops(x)) {
+        round(narrow_loops(x)),
+        pairs(cpu::pair_loops_of(x)) {
     STD_TORCH_CHECK(weight.dim() == 2, "quaver: weight must be [N, K]");
     STD_TORCH_CHECK(sigma.scalar_type() == compute_dtype(x), "quaver: sigma has the wrong dtype");
     STD_TORCH_CHECK(compute_dtype(weight.scalar_type()) == compute_dtype(x), "quaver: weight has the wrong dtype");
@@ -163,13 +165,13 @@ void linear_into(Tensor& out, const Rows& x, const Weights<C>& weights, const Op
   char* to = cpu::output<char>(wide);
   for_members(population, x.rows * x.columns * columns, [&](int64_t p) {
     const auto weight = weights.of(p);
-    const cpu::Matrix<C> left{x.of(p), x.stride, false, weights.round};
+    const cpu::Matrix<C> left{x.of(p), x.stride, false, weights.round, weights.pairs, x.columns};
     const cpu::Result<C> result{to + p * x.rows * columns * int64_t(wide.element_size()), columns,
                                 bias ? biases.data() + p * columns : nullptr, false, deep ? nullptr : weights.round};
     if (x.rows <= kDotRows) {
       cpu::dot_rows(x.rows, left, weight, result);
     } else {
-      cpu::gemm(x.rows, columns, x.columns, left, cpu::PerturbedRows<C>{weight}, result);
+      cpu::gemm(x.rows, columns, x.columns, left, cpu::PerturbedRows<C>{weight, weights.pairs}, result);
     }
   });
   if (deep) narrow_into(out, wide);
@@ -203,10 +205,10 @@ void input_gradient_into(Tensor& out, const Rows& grad, const Weights<C>& weight
   char* to = cpu::output<char>(wide);
   const auto member = [&](int64_t p) {
     const auto weight = weights.of(p);
-    const cpu::Matrix<C> left{grad.of(p), grad.stride, false, weights.round};
+    const cpu::Matrix<C> left{grad.of(p), grad.stride, false, weights.round, weights.pairs, grad.columns};
     char* of_member = to + (member_inputs ? p * grad.rows * columns * int64_t(wide.element_size()) : 0);
     const cpu::Result<C> result{of_member, columns, nullptr, summed && p > 0, wide_first ? nullptr : weights.round};
-    cpu::gemm(grad.rows, columns, grad.columns, left, cpu::PerturbedColumns<C>{weight}, result);
+    cpu::gemm(grad.rows, columns, grad.columns, left, cpu::PerturbedColumns<C>{weight, weights.pairs}, result);
   };
   if (summed) {
     for (int64_t p = 0; p < population; p++) member(p);
@@ -287,10 +289,10 @@ void weight_gradient_into(Tensor* weight_out, Tensor* sigma_out, const Rows& gra
   std::vector<C> of_member(size_t(one.size));
   C* sigmas = sigma_out ? data<C>(*sigma_out) : nullptr;
   if (sigma_out) std::fill(sigmas, sigmas + sigma_out->numel(), C(0));
-  const auto* widen = narrow_loops(x.tensor.scalar_type());
   const auto& loops = cpu::loops_of(total.scalar_type());
   for (int64_t p = 0; p < population; p++) {
-    const cpu::Matrix<C> left{grad.of(p), grad.stride, true, widen}, right{x.of(p), x.stride, true, widen};
+    const cpu::Matrix<C> left{grad.of(p), grad.stride, true, weights.round, weights.pairs, grad.rows};
+    const cpu::Matrix<C> right{x.of(p), x.stride, true, weights.round, weights.pairs, x.rows};
     const cpu::Result<C> result{cpu::output<char>(member), place.columns, nullptr, !apart && p > 0};
     cpu::gemm(place.rows, place.columns, grad.rows, left, right, result);
     if (apart && weight_out) {

@@ -168,6 +168,15 @@ QUAVER_INLINE Doubles multiply_add(Doubles a, Doubles b, Doubles c) {
 #endif
 }
 
+#if defined(__AVX512F__)
+// c plus the products of the pairs of bf16 in each 32 bits of a and b. Needs AVX512-BF16, which the level lacks: as an
+// intrinsic it could not be inlined into functions that are compiled without.
+QUAVER_INLINE Floats add_pair_products(Floats a, Floats b, Floats c) {
+  asm("vdpbf16ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
+  return c;
+}
+#endif
+
 QUAVER_INLINE Floats to_floats(Ints x) { return __builtin_convertvector(x, Floats); }
 QUAVER_INLINE Floats all(float x) { return x - Floats{}; }
 QUAVER_INLINE Doubles all(double x) { return x - Doubles{}; }

@@ -47,6 +47,15 @@ Level detected_level() {
 
 Level current_level() { return current().load(std::memory_order_relaxed); }
 
+bool has_bf16() {
+#if defined(__x86_64__) && !defined(QUAVER_PORTABLE)
+  static const bool supported = __builtin_cpu_supports("avx512bf16");
+  return supported && current_level() == kV4;
+#else
+  return false;
+#endif
+}
+
 void cap_level(Level level) { current().store(std::min(level, detected_level()), std::memory_order_relaxed); }
 
 }  // namespace quaver::cpu

@@ -13,6 +13,8 @@ Level detected_level();
 // The level in use: detected_level(), lowered to QUAVER_SIMD or to the last cap_level().
 Level current_level();
 void cap_level(Level level);
+// Whether v4 is in use on a processor that also multiplies pairs of bf16 (AVX512-BF16, which no level includes).
+bool has_bf16();
 
 #if defined(__x86_64__) && !defined(QUAVER_PORTABLE)
 #define QUAVER_LOOPS(Table, name)                                             \
