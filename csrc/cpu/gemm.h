@@ -78,7 +78,7 @@ inline int64_t depth_block(int64_t depth, int64_t most) {
 
 // Depth that is packed at a time: less would read C more often, more would leave room for fewer columns of B, for each
 // of which A is packed again (2048 x 4096 x 4096: 11 % of the time at 4096, 4 % at 1024). A narrowed result must be
-// made at once, up to kMostNarrowDepth; deeper ones are for their callers to narrow. A pair of bf16 counts as one.
+// made at once, up to kMostNarrowDepth; deeper ones are for their callers to narrow.
 constexpr int64_t kMostDepth = 1024, kMostNarrowDepth = 4096;
 // Packed bytes of each operand at a time: with those of the other they stay in the cache that all cores share.
 constexpr int64_t kPackedBytes = 4 << 20;
@@ -106,9 +106,7 @@ class Gemm {
         a_(a),
         b_(b),
         c_(c),
-        parallel_((rows + B::kPackingWork) * columns * std::max<int64_t>(depth, 1) > kSmallWork) {
-    STD_TORCH_CHECK(!c.narrow || depth <= kMostNarrowDepth, "quaver: a narrowed result of depth ", depth);
-  }
+        parallel_((rows + B::kPackingWork) * columns * std::max<int64_t>(depth, 1) > kSmallWork) {}
 
   void run() const {
     if (rows_ == 0 || columns_ == 0) return;
@@ -259,6 +257,7 @@ class Gemm {
 // Both operands are of pairs, or neither is.
 template <class T, class A, class B>
 void gemm(int64_t rows, int64_t columns, int64_t depth, const A& a, const B& b, const Result<T>& c) {
+  STD_TORCH_CHECK(!c.narrow || depth <= kMostNarrowDepth, "quaver: a narrowed result of depth ", depth);
   if constexpr (std::is_same_v<T, float>) {
     if (a.pairs) return Gemm<T, A, B>(a.pairs->gemm, rows, columns, ceil_div(depth, 2), a, b, c).run();
   }
