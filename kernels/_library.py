@@ -61,6 +61,7 @@ def _exports() -> ctypes.CDLL:
     library.quaver_current_simd.restype = ctypes.c_char_p
     library.quaver_cap_simd.argtypes = [ctypes.c_char_p]
     library.quaver_cap_simd.restype = ctypes.c_bool
+    library.quaver_has_bf16.restype = ctypes.c_bool
     return library
 
 
@@ -68,6 +69,11 @@ def current_simd() -> str:
     """The instruction set that the CPU kernels run with now: base, v3 or v4."""
     level: bytes = _exports().quaver_current_simd()
     return level.decode()
+
+
+def has_bf16() -> bool:
+    """Whether products of bfloat16 run on the processor's own instructions (AVX512-BF16), and are not widened."""
+    return bool(_exports().quaver_has_bf16())
 
 
 @contextmanager

@@ -61,6 +61,7 @@ def test_simd_levels_can_be_capped() -> None:
     before = _library.current_simd()
     with _library.capped_simd("base"):
         assert _library.current_simd() == "base"
+        assert not _library.has_bf16()
     assert _library.current_simd() == before
     with pytest.raises(ValueError, match="level 'v5': expected one of base, v3, v4"), _library.capped_simd("v5"):
         pass

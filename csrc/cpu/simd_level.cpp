@@ -65,6 +65,7 @@ extern "C" {
 __attribute__((visibility("default"))) const char* quaver_current_simd() {
   return quaver::cpu::level_name(quaver::cpu::current_level());
 }
+__attribute__((visibility("default"))) bool quaver_has_bf16() { return quaver::cpu::has_bf16(); }
 __attribute__((visibility("default"))) bool quaver_cap_simd(const char* name) {
   quaver::cpu::Level level;
   if (!quaver::cpu::level_from_name(name, level)) return false;
