@@ -82,6 +82,8 @@ def _forward_calls(shape: tuple[int, int], dtype: torch.dtype, device: torch.dev
     noise, noise_of_bias = torch.empty(shape, dtype=dtype, device=device), torch.empty(shape[:1], dtype=dtype)
     sigma = torch.tensor(_INTENSITY)
     linear = linear_of_onednn if device.type == "cpu" and onednn_multiplies(dtype) else F.linear
+    # Every row is a shape of its own: past eight of them torch.compile would run the function as it is.
+    torch.compiler.reset()
     compiled = torch.compile(_composed, dynamic=False)
 
     def best(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -122,6 +124,7 @@ def _trained(call: Call) -> Call:
 
 
 def _training_calls(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> dict[str, Call]:
+    torch.compiler.reset()
     calls: tuple[Call, ...] = (_ours, _composed, torch.compile(_composed, dynamic=False), F.linear)
     return {name: _trained(call) for name, call in zip(_TRAINING, calls, strict=True)}
 
