@@ -19,16 +19,16 @@ _BATCHES = (1, 16, 256, 2048)
 #: The variants of a row.
 _FORWARD = (
     "quaver",
-    "quaver, sigma given",
+    "quaver (sigma given)",
     "naive",
     "best eager",
     "torch.compile",
-    "torch.compile, fallback_random",
-    "unperturbed, oneDNN",
-    "unperturbed, F.linear",
+    "torch.compile (fallback_random)",
+    "unperturbed (oneDNN)",
+    "unperturbed (F.linear)",
     "noise alone",
 )
-_TRAINING = ("quaver", "naive", "torch.compile", "unperturbed, F.linear")
+_TRAINING = ("quaver", "naive", "torch.compile", "unperturbed (F.linear)")
 _QUICK = ((1, (4096, 4096)), (16, (448, 448)), (256, (448, 448)))
 
 

@@ -192,7 +192,7 @@ def bench(
     if not timings:
         raise UsageError(f"--match {' '.join(match or ())}: no row has it")
     _console.print(table, highlight=False)
-    _console.print("Every result above was equal to its reference before it was timed.", highlight=False)
+    _console.print("Every result above agreed with its reference before it was timed.", highlight=False)
     rows = [{"row": t.row.name, "size": t.row.size, "threads": t.threads, "seconds": t.seconds} for t in timings]
     content = {"cpu": _cpu_model(), "device": device, "torch": torch.__version__, "rows": rows}
     if json_file is not None:
