@@ -40,7 +40,12 @@ def test_product(size: tuple[int, int, int], dtype: torch.dtype) -> None:
     allowed = 4 * unit * magnitude + torch.finfo(dtype).eps * exact.abs()
     for level in LEVELS:
         with _library.capped_simd(level):
-            for left in (a, a.t().contiguous().t(), a.repeat(1, 2)[:, :depth], a.repeat(2, 2)[::2, ::2] * 0 + a):
+            for left in (
+                a,
+                a.t().contiguous().t(),
+                a.repeat(1, 2)[:, :depth],
+                a.repeat_interleave(2, 0).repeat_interleave(2, 1)[::2, ::2],
+            ):
                 for right in (b, b.t().contiguous().t(), b.repeat(1, 2)[:, :columns]):
                     with op_checks.poisoned_memory():
                         got = gemm(left, right)

@@ -25,22 +25,18 @@ struct PerturbedWeight {
   // to[r * columns + c] = W'(row + r, column + c), as a C or in the 16 bits of the type of `round`.
   template <class To>
   void make(To* to, int64_t row, int64_t rows, int64_t column, int64_t columns) const {
-    if (columns == 0) return;
-    if (columns == place.columns && place.is_one_run()) return make_run(to, row * columns, rows * columns);
+    if (columns == place.columns) return make_run(to, row * columns, rows * columns);
     for (int64_t r = row; r < row + rows; r++, to += columns) make_run(to, r * place.columns + column, columns);
   }
 
  private:
-  // Positions at .. at + length - 1 of the block, which must lie in one run of elements.
+  // Positions at .. at + length - 1 of the block.
   template <class To>
   void make_run(To* to, int64_t at, int64_t length) const {
-    const uint64_t first =
-        place.is_one_run() ? place.first
-                           : place.first + uint64_t(at / place.columns) * uint64_t(place.row_length - place.columns);
     const auto& philox = philox_loops();
     alignas(64) float noise[kTile];
     alignas(64) C scale[kTile];
-    for_tiles(first, at, at + length, [&](uint64_t element, int64_t position, int64_t count) {
+    for_placed_tiles(place, at, at + length, [&](uint64_t element, int64_t position, int64_t count) {
       for (int64_t b = 0; b < count * element_size; b += 64) __builtin_prefetch(weight + position * element_size + b);
       philox.fill(noise, count, source, element);
       const C* scales = sigma_at(sigma, sigma_kind, place.columns, position, count, scale);

@@ -79,7 +79,7 @@ Call = Callable[[Tensor, Tensor, Tensor], Any]
 
 
 def _forward_calls(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> dict[str, Call]:
-    noise, noise_of_bias = torch.empty(shape, dtype=dtype, device=device), torch.empty(shape[:1], dtype=dtype)
+    noise, noise_of_bias = (torch.empty(size, dtype=dtype, device=device) for size in (shape, shape[:1]))
     sigma = torch.tensor(_INTENSITY)
     linear = linear_of_onednn if device.type == "cpu" and onednn_multiplies(dtype) else F.linear
     # Every row is a shape of its own: past eight of them torch.compile would run the function as it is.
