@@ -39,7 +39,7 @@ py::dict build_facts() {
 cpu::Level level_named(const std::string& name) {
   cpu::Level level;
   if (!cpu::level_from_name(name.c_str(), level)) {
-    throw std::invalid_argument("level " + name + ": expected base, v3 or v4");
+    throw std::invalid_argument("level " + name + ": expected base, v3, v4 or amx");
   }
   return level;
 }

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 _HERE = Path(__file__).resolve().parent
-SIMD_LEVELS = ("base", "v3", "v4")
+SIMD_LEVELS = ("base", "v3", "v4", "amx")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def _exports() -> ctypes.CDLL:
 
 
 def current_simd() -> str:
-    """The instruction set that the CPU kernels run with now: base, v3 or v4."""
+    """The instruction set that the CPU kernels run with now: base, v3, v4 or amx (v4 with tiles of bf16)."""
     level: bytes = _exports().quaver_current_simd()
     return level.decode()
 

@@ -26,7 +26,8 @@ for op in ("philox", "dropout", "perturb", "perturbed_linear"):
                 if case.differentiable:
                     out.sum().backward()
 from quaver.kernels._gemm import gemm
-for rows, columns, depth in ((1, 1, 1), (7, 17, 33), (49, 100, 257), (60, 200, 1024), (97, 193, 1500)):
+SIZES = ((1, 1, 1), (7, 17, 33), (17, 33, 34), (33, 31, 65), (49, 100, 257), (60, 200, 1024), (97, 193, 1500))
+for rows, columns, depth in SIZES:
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         a, b = torch.randn(rows, depth).to(dtype), torch.randn(depth, columns).to(dtype)
         for left in (a, a.t().contiguous().t()):

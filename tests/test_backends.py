@@ -63,7 +63,7 @@ def test_simd_levels_can_be_capped() -> None:
         assert _library.current_simd() == "base"
         assert not _library.has_bf16()
     assert _library.current_simd() == before
-    with pytest.raises(ValueError, match="level 'v5': expected one of base, v3, v4"), _library.capped_simd("v5"):
+    with pytest.raises(ValueError, match="level 'v5': expected one of base, v3, v4, amx"), _library.capped_simd("v5"):
         pass
 
 
@@ -77,7 +77,7 @@ def test_simd_variable() -> None:
     code = "from quaver.kernels import _library; print(_library.current_simd())"
     assert python(code, ROOT / "src", QUAVER_SIMD="base").stdout == "base\n"
     wrong = python(code, ROOT / "src", QUAVER_SIMD="avx9")
-    assert "QUAVER_SIMD='avx9': expected one of base, v3, v4" in wrong.stderr
+    assert "QUAVER_SIMD='avx9': expected one of base, v3, v4, amx" in wrong.stderr
 
 
 @pytest.fixture(scope="module")

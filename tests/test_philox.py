@@ -385,7 +385,7 @@ WRONG_CALLS = {
     "run_seed": (lambda: seed_for(1.0, "a"), TypeError, "run_seed: expected an int, got float"),
     "native count": (lambda: _native.noise(-1, 0), ValueError, "count must not be negative"),
     "native domain": (lambda: _native.noise(1, 0, 0, 3), ValueError, "domain must be 0, 1 or 2, or that plus 256"),
-    "native level": (lambda: _native.cap_simd("v5"), ValueError, "level v5: expected base, v3 or v4"),
+    "native level": (lambda: _native.cap_simd("v5"), ValueError, "level v5: expected base, v3, v4 or amx"),
 }
 
 

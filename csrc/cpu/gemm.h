@@ -27,7 +27,8 @@ inline const GemmLoopsOf<double>& gemm_loops_of<double>() {
 
 // The loops for operands of pairs, if such operands of `dtype` are to be used: instead of widening bf16.
 inline const PairLoops* pair_loops_of(ScalarType dtype) {
-  return dtype == ScalarType::BFloat16 && has_bf16() ? gemm_loops().bf16 : nullptr;
+  if (dtype != ScalarType::BFloat16) return nullptr;
+  return has_amx() ? gemm_loops().amx : has_bf16() ? gemm_loops().bf16 : nullptr;
 }
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -1,5 +1,6 @@
 #include "cpu/gemm_loops.h"
 
+#include "cpu/gemm_amx.h"
 #include "cpu/gemm_kernel.h"
 #include "cpu/gemm_pack.h"
 #include "cpu/level.h"
@@ -58,14 +59,14 @@ constexpr quaver::cpu::GemmLoopsOf<T> loops = {kRows, kColumns<T>, kDepth, pack_
 
 #if defined(__AVX512F__)
 constexpr quaver::cpu::PairLoops pair_loops = {loops<Pairs>, zip};
-constexpr const quaver::cpu::PairLoops* kPairLoops = &pair_loops;
+constexpr const quaver::cpu::PairLoops *kPairLoops = &pair_loops, *kAmxLoops = &amx_loops;
 #else
-constexpr const quaver::cpu::PairLoops* kPairLoops = nullptr;
+constexpr const quaver::cpu::PairLoops *kPairLoops = nullptr, *kAmxLoops = nullptr;
 #endif
 
 }  // namespace
 
 namespace quaver::cpu {
 extern const GemmLoops QUAVER_AT_LEVEL(gemm_loops);
-const GemmLoops QUAVER_AT_LEVEL(gemm_loops) = {loops<Plain<float>>, loops<Plain<double>>, kPairLoops};
+const GemmLoops QUAVER_AT_LEVEL(gemm_loops) = {loops<Plain<float>>, loops<Plain<double>>, kPairLoops, kAmxLoops};
 }  // namespace quaver::cpu

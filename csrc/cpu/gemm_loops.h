@@ -24,7 +24,8 @@ struct GemmLoopsOf {
   int rows, columns;
   // The depth of a panel at most: longer sums are made of several panels.
   int depth;
-  // to[k * width + i] = from[i * stride + k], for i < count <= width; what is beside them is undefined.
+  // to[k * width + i] = from[i * stride + k], for i < count <= width; what is beside them is undefined. (A panel of A
+  // has an order of its own under AMX: gemm_amx.h.)
   void (*pack_rows)(T* to, int64_t width, const T* from, int64_t stride, int64_t count, int64_t depth);
   // to[i / width * panel + k * width + i % width] = from[k * stride + i], for i < count.
   void (*pack_columns)(T* to, int64_t panel, int64_t width, const T* from, int64_t stride, int64_t count,
@@ -35,9 +36,12 @@ struct GemmLoopsOf {
                    T* c, int64_t stride, const T* bias, bool accumulate);
 };
 
-// bf16 by the instruction that multiplies pairs of them and adds both products to a float. Two neighbours along the
+// bf16 by the instructions that multiply pairs of them and add both products to a float. Two neighbours along the
 // depth, the first in the low half, are the bits of one float of A and of B, so that panels and packing are those of
-// floats with half the depth. C and the bias are floats. The instruction takes subnormal numbers for zero.
+// floats with half the depth. C and the bias are floats. The instructions take subnormal numbers for zero.
+// Pairs are packed in multiples of so many along the depth, but for the last of them.
+constexpr int64_t kPairsTogether = 16;
+
 struct PairLoops {
   GemmLoopsOf<float> gemm;
   // 32 bits of `to` from each even[i] and odd[i]; no `odd` is zeros.
@@ -47,7 +51,8 @@ struct PairLoops {
 struct GemmLoops {
   GemmLoopsOf<float> f32;
   GemmLoopsOf<double> f64;
-  const PairLoops* bf16;  // null at the levels that never have the instruction: for has_bf16() only
+  // Null at the levels that never have the instructions: for has_bf16() and for has_amx() only.
+  const PairLoops *bf16, *amx;
 };
 
 QUAVER_LOOPS(GemmLoops, gemm_loops)

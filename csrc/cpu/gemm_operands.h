@@ -102,7 +102,8 @@ struct Matrix {
   void pack_transposed(const GemmLoopsOf<T>& loops, T* out, const Panels<T>& panels, int64_t i, int64_t count,
                        int64_t k, int64_t length) const {
     // Rows that are made stay in the L1 cache.
-    const int64_t rows = is_there() ? length : std::max<int64_t>(1, 4096 / count);
+    const int64_t few = std::max<int64_t>(1, 4096 / count);
+    const int64_t rows = is_there() ? length : pairs ? round_up(few, kPairsTogether) : few;
     for (int64_t done = 0; done < length; done += rows) {
       const int64_t part = std::min(rows, length - done);
       const auto [from, from_stride] = block_at(k + done, part, i, count);

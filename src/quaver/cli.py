@@ -42,7 +42,10 @@ def _cpu_kernels() -> str:
     built = f"{facts['compiler']}, torch {facts['torch']}, {facts['build_type']}" if facts else "unknown compiler"
     capped = " (QUAVER_SIMD)" if "QUAVER_SIMD" in os.environ else ""
     detected = facts.get("detected_simd", "unknown")
-    bf16 = "multiplied in pairs" if _library.has_bf16() else "widened (no AVX512-BF16)"
+    if _library.current_simd() == "amx":
+        bf16 = "multiplied in tiles (AMX)"
+    else:
+        bf16 = "multiplied in pairs" if _library.has_bf16() else "widened (no AVX512-BF16)"
     return f"SIMD level {_library.current_simd()}{capped}, detected {detected}; bf16 {bf16}; built by {built}"
 
 
