@@ -147,8 +147,8 @@ std::vector<int64_t> with_last(const Tensor& x, int64_t first, int64_t last, std
   return sizes;
 }
 
-// Rows of x up to which dot products beat packing.
-constexpr int64_t kDotRows = 16;
+// Rows of x up to which dot products beat packing; tiles of bf16 beat them earlier (16 x 768 x 3072: 0.84 of the time).
+constexpr int64_t kDotRows = 16, kDotRowsAmx = 4;
 
 template <class C>
 void linear_into(Tensor& out, const Rows& x, const Weights<C>& weights, const OptionalTensor& bias,
@@ -168,7 +168,7 @@ void linear_into(Tensor& out, const Rows& x, const Weights<C>& weights, const Op
     const cpu::Matrix<C> left{x.of(p), x.stride, false, weights.round, weights.pairs, x.columns};
     const cpu::Result<C> result{to + p * x.rows * columns * int64_t(wide.element_size()), columns,
                                 bias ? biases.data() + p * columns : nullptr, false, deep ? nullptr : weights.round};
-    if (x.rows <= kDotRows) {
+    if (x.rows <= (weights.pairs && cpu::has_amx() ? kDotRowsAmx : kDotRows)) {
       cpu::dot_rows(x.rows, left, weight, result);
     } else {
       cpu::gemm(x.rows, columns, x.columns, left, cpu::PerturbedRows<C>{weight, weights.pairs}, result);
