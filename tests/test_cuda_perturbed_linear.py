@@ -119,8 +119,12 @@ def test_gradients_are_as_accurate_as_eager(run: Run, case: Case, dtype: torch.d
     eager = [expected_gradients(arguments, grad) for grad in draws]
     wide = [expected_gradients(widened(arguments), grad) for grad in draws]
     for name in got[0]:
-        parts = ([found[name] for found in every] for every in (got, eager, wide))
-        op_checks.assert_as_accurate_as_eager(dtype, *parts, f"{case}, {name}")
+        assert all(found[name].isfinite().all() for found in got), name
+        # Eager's float16 overflows on the way to the sigmas of "large" weights: such a draw bounds nothing.
+        bounded = [i for i in range(len(draws)) if eager[i][name].isfinite().all()]
+        parts = ([every[i][name] for i in bounded] for every in (got, eager, wide))
+        if bounded:
+            op_checks.assert_as_accurate_as_eager(dtype, *parts, f"{case}, {name}")
 
 
 ORDERED = [case for case in OWN if case.name not in ("octets-splits", "octets-deep-signs")]

@@ -206,22 +206,29 @@ __global__ void __launch_bounds__(kFewThreads)
       const int64_t column = step * kForwardDepth + lane % 4 * kOctet;
       const bool has = column < weights.place.columns;
       V values[2][kOctet];
-      float noise[2][kOctet];
 #pragma unroll
       for (int h = 0; h < 2; h++) read_octet(weights, row + 8 * h, column, values[h]);
+      Octet<T> w[kTogether][2];
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        float noise[kOctet];
+#pragma unroll
+        for (int m = 0; m < kTogether; m++) {
+          const int64_t member = at.first_member + m;
+          if (member >= weights.members) break;
+          if (m == 0 || !pair.one_seed) {
+            makers[m][h].make(pair.sources[m], element_of(weights, row + 8 * h, column), noise);
+          }
+          w[m][h] = perturbed<T>(weights, member, row + 8 * h, column, values[h], noise);
+        }
+      }
 #pragma unroll
       for (int m = 0; m < kTogether; m++) {
         const int64_t member = at.first_member + m;
         if (member >= weights.members) break;
-        Octet<T> w[2];
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-          if (m == 0 || !pair.one_seed)
-            makers[m][h].make(pair.sources[m], element_of(weights, row + 8 * h, column), noise[h]);
-          w[h] = perturbed<T>(weights, member, row + 8 * h, column, values[h], noise[h]);
-        }
-        const uint32_t low[4] = {w[0].pairs[0], w[1].pairs[0], w[0].pairs[1], w[1].pairs[1]};
-        const uint32_t high[4] = {w[0].pairs[2], w[1].pairs[2], w[0].pairs[3], w[1].pairs[3]};
+        const Octet<T>&one = w[m][0], &two = w[m][1];
+        const uint32_t low[4] = {one.pairs[0], two.pairs[0], one.pairs[1], two.pairs[1]};
+        const uint32_t high[4] = {one.pairs[2], two.pairs[2], one.pairs[3], two.pairs[3]};
 #pragma unroll
         for (int tile = 0; tile < kForwardTiles; tile++) {
           if (at.first_row + 8 * tile >= result.rows) break;

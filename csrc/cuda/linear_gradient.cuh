@@ -140,6 +140,7 @@ __global__ void __launch_bounds__(kThreads)
         for (int i = 0; i < 4; i++) {
           if (!part.has(i)) continue;
           double sum = 0;
+#pragma unroll 1
           for (int64_t c = 0; c < chunks; c++) {
             sum = add(sum, partial[(member * chunks + c) * place.columns + part.at + i]);
           }

@@ -374,7 +374,7 @@ void bias_gradient(Tensor* bias_out, Tensor* sigma_out, const Rows& grad_, const
     bias = {gpu::output<C>(*bias_out), true};
   }
   gpu::SigmaTarget<C> sigma = {nullptr, 0, nullptr, 1};
-  SigmaShape shape(sigma_out ? *sigma_out : sums, place, population);
+  const SigmaShape shape = sigma_out ? SigmaShape(*sigma_out, place, population) : SigmaShape();
   const bool elementwise = shape.kind == SigmaShape::kElement;
   Tensor products = new_empty(sums, {sigma_out && !elementwise ? population * size : 0});
   if (sigma_out && elementwise) {
