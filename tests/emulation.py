@@ -17,6 +17,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "emulator"
 ORDERS = ("forward", "reverse", "random")
+#: When asynchronous copies happen between their start and the wait for them.
+COPIES = ("early", "late", "random")
 USES = ("input", "output", "updated")
 STATISTICS = ("launches", "blocks", "switches", "barriers", "collectives", "accesses")
 
@@ -37,7 +39,7 @@ class Emulator:
 
     def __init__(self, path: Path) -> None:
         self.library = ctypes.CDLL(str(path))
-        self.library.quaver_emulator_configure.argtypes = [ctypes.c_int, ctypes.c_uint64]
+        self.library.quaver_emulator_configure.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_uint64]
         self.library.quaver_emulator_region.argtypes = [
             ctypes.c_void_p,
             ctypes.c_uint64,
@@ -61,9 +63,9 @@ class Emulator:
         return dict(zip(STATISTICS, values, strict=True))
 
     @contextmanager
-    def checked(self, order: str = "forward", seed: int = 0) -> Iterator[None]:
+    def checked(self, order: str = "forward", seed: int = 0, copies: str = "early") -> Iterator[None]:
         """Starts afresh with threads in `order` and raises EmulationError at the end when there are reports."""
-        self.library.quaver_emulator_configure(ORDERS.index(order), seed)
+        self.library.quaver_emulator_configure(ORDERS.index(order), COPIES.index(copies), seed)
         self.library.quaver_emulator_reset()
         try:
             yield
@@ -81,19 +83,23 @@ class Emulator:
         message: bytes = entry(*(ctypes.c_void_p(a.ctypes.data) if isinstance(a, np.ndarray) else a for a in arguments))
         return message.decode()
 
-    def call_checked(self, order: str, function: str, uses: str, *arguments: Array | int, seed: int = 3) -> None:
+    def call_checked(
+        self, order: str, function: str, uses: str, *arguments: Array | int, seed: int = 3, copies: str = "early"
+    ) -> None:
         """`call` under `checked`; the i-th letter of `uses` is the i-th array's: i(nput), o(utput) or u(pdated)."""
         arrays = [a for a in arguments if isinstance(a, np.ndarray)]
-        with self.checked(order, seed):
+        with self.checked(order, seed, copies):
             for number, (array, use) in enumerate(zip(arrays, uses, strict=True)):
                 name = next(name for name in USES if name.startswith(use))
                 self.region(array.ctypes.data, array.nbytes, f"argument {number}", name)
             if message := self.call(function, *arguments):
                 raise RuntimeError(message)
 
-    def run(self, function: Callable[[], Result], order: str = "forward", seed: int = 0) -> Result:
+    def run(
+        self, function: Callable[[], Result], order: str = "forward", seed: int = 0, copies: str = "early"
+    ) -> Result:
         """The value of function(), run under `checked`."""
-        with self.checked(order, seed):
+        with self.checked(order, seed, copies):
             return function()
 
 

@@ -32,6 +32,7 @@ struct SigmaShape {
   enum Kind { kScalar, kRow, kElement } kind = kScalar;
   int64_t members = 1, size = 1;  // size: the values of one member
 
+  SigmaShape() = default;  // 0-dim
   SigmaShape(const Tensor& sigma, const Placement& place, int64_t population) {
     if (sigma.dim() == 0) return;
     STD_TORCH_CHECK(sigma.dim() == 3, "quaver: sigma must be 0-dim or [P, N, K]");

@@ -1,4 +1,5 @@
 // torch.ops.quaver.perturbed_linear and its gradients on the CPU. Schemas: kernels/perturbed_linear/op.py.
+#include "common/linear_shape.h"
 #include "cpu/dot_rows.h"
 #include "cpu/output.h"
 #include "cpu/perturbed_weight.h"
@@ -9,15 +10,6 @@ namespace {
 using namespace quaver;
 using torch::stable::contiguous;
 using torch::stable::parallel_for;
-using OptionalTensor = std::optional<Tensor>;
-
-int64_t product(const Tensor& tensor, int64_t first, int64_t last) {
-  int64_t size = 1;
-  for (int64_t d = first; d < last; d++) size *= tensor.size(d);
-  return size;
-}
-
-std::vector<int64_t> sizes_of(const Tensor& tensor) { return {tensor.sizes().begin(), tensor.sizes().end()}; }
 
 // Calls body(C{}), C being float64 for float64 and float32 for the others.
 template <class Body>
@@ -41,27 +33,6 @@ void narrow_into(Tensor& out, const Tensor& wide) {
   parallel_for(0, out.numel(), cpu::kGrain,
                [&](int64_t begin, int64_t end) { loops.store(to, begin, from + begin, end - begin); });
 }
-
-// The rows of x [.., K], or of the members' [P, .., K]; a stride of 0 shares the rows among them.
-struct Rows {
-  Tensor tensor;
-  int64_t rows, columns, stride, member_stride = 0;
-
-  Rows(const Tensor& x, bool of_members)
-      : tensor(x), rows(product(x, of_members ? 1 : 0, x.dim() - 1)), columns(x.size(x.dim() - 1)), stride(columns) {
-    // A slice of the columns of a matrix is used where it is.
-    if (!of_members && x.dim() == 2 && x.stride(1) == 1 && x.stride(0) >= columns) {
-      stride = x.stride(0);
-    } else {
-      tensor = contiguous(x);
-      if (of_members) member_stride = rows * columns;
-    }
-  }
-
-  const char* of(int64_t member) const {
-    return const_data<char>(tensor) + member * member_stride * int64_t(tensor.element_size());
-  }
-};
 
 // What all three ops know of the weights and their noise. C: float, or double.
 template <class C>
@@ -139,12 +110,6 @@ void perturbed_biases(C* out, const Tensor& bias_, const OptionalTensor& sigma_,
     }
   }
   if (round) round->round(out, population * size);
-}
-
-std::vector<int64_t> with_last(const Tensor& x, int64_t first, int64_t last, std::vector<int64_t> sizes) {
-  for (int64_t d = first; d < x.dim() - 1; d++) sizes.push_back(x.size(d));
-  sizes.push_back(last);
-  return sizes;
 }
 
 // Rows of x up to which dot products beat packing; tiles of bf16 beat them earlier (16 x 768 x 3072: 0.84 of the time).

@@ -25,6 +25,13 @@ struct Seeds {
   __device__ Source operator[](int64_t member) const {
     return {uint64_t(values ? values[member * stride] : value), stream, domain};
   }
+
+  // Those of the members from `first` on.
+  Seeds from(int64_t first) const {
+    Seeds rest = *this;
+    if (values) rest.values += first * stride;
+    return rest;
+  }
 };
 
 inline void check_same_device(const Tensor& tensor, const Tensor& like) {

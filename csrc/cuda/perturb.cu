@@ -1,88 +1,40 @@
 // torch.ops.quaver.perturb and its family on CUDA. Schemas: kernels/perturb/op.py.
-#include "cuda/moments.cuh"
-#include "cuda/noise.cuh"
-#include "cuda/reduce.cuh"
+#include "cuda/perturb.cuh"
 
-namespace {
+#include "cuda/moments.cuh"
+#include "cuda/reduce.cuh"
 
 using namespace quaver;
 using torch::stable::contiguous;
 using torch::stable::new_empty;
 
-// ---- sigma ---------------------------------------------------------------------------------------------------------
-// A CPU scalar travels by value, as a seed does.
-template <class C>
-struct Sigma {
-  const C* values;  // null: `value`
-  C value;
-  SigmaShape::Kind kind;
-  int64_t member_stride;
-};
-
-template <class C>
-Sigma<C> sigma_of(const Tensor& sigma, const SigmaShape& shape, const Tensor& like) {
-  if (sigma.dim() == 0 && sigma.is_cpu()) return {nullptr, *const_data<C>(sigma), shape.kind, 0};
-  gpu::check_same_device(sigma, like);
-  return {gpu::input<C>(sigma), C(0), shape.kind, shape.member_stride()};
-}
-
-// A sigma by row wants to know the row of an element; otherwise rows without gaps are one.
-Placement placement_for(const SigmaShape& shape, const Placement& place) {
-  return shape.kind == SigmaShape::kRow ? place : gpu::as_one_run(place);
-}
-
-// ---- W + sigma epsilon ---------------------------------------------------------------------------------------------
-// `out` may be `weight`: a thread writes what it alone has read.
-template <class T, class Noise>
-__global__ void __launch_bounds__(gpu::kThreads) perturb_kernel(T* out, const T* weight, Sigma<compute_t<T>> sigma,
-                                                                gpu::Seeds seeds, Placement place, int64_t members) {
-  using C = compute_t<T>;
-  constexpr int G = gpu::kGroup<T>;
-  for (int64_t member = blockIdx.z; member < members; member += gridDim.z) {
-    const Source source = seeds[member];
-    const bool elementwise = sigma.kind == SigmaShape::kElement;
-    const C* of_member = sigma.values + member * sigma.member_stride;
-    T* to = out + member * place.rows * place.columns;
-    gpu::for_rows(place, [&](const gpu::Row& row) {
-      C one = sigma.value;
-      if (sigma.values && !elementwise) one = of_member[sigma.kind == SigmaShape::kRow ? row.number : 0];
-      const bool packed = row.is_packed<G>(weight, to) && (!elementwise || row.is_packed<G>(of_member));
-      gpu::for_parts<G>(row, packed, [&](const gpu::Part& part) {
-        T values[G];
-        gpu::load(weight, part, values);
-        C scale[G];
-        if (elementwise) {
-          gpu::load(of_member, part, scale);
-        } else {
-          for (int i = 0; i < G; i++) scale[i] = one;
-        }
-        float noise[G];
-        Noise::make(source, part.group, noise);
-        for (int i = 0; i < G; i++) values[i] = narrow<T>(add(widen(values[i]), multiply(scale[i], C(noise[i]))));
-        gpu::store(to, part, values);
-      });
+void gpu::perturb_members(Tensor& out, const Tensor& weight, const Tensor& sigma, const Tensor& seed,
+                          const Placement& whole, int64_t stream, int64_t domain, int64_t first, int64_t count) {
+  STD_TORCH_CHECK(sigma.scalar_type() == compute_dtype(weight.scalar_type()), "quaver: sigma has the wrong dtype");
+  const SigmaShape shape(sigma, whole, members(seed));
+  const gpu::Seeds seeds = gpu::seeds_of(seed, weight, stream, domain);
+  const Placement place = gpu::placement_for(shape, whole);
+  if (out.scalar_type() == weight.scalar_type()) {
+    dispatch_floating(weight.scalar_type(), "perturb", [&](auto element) {
+      using T = decltype(element);
+      gpu::launch_perturb<T, T>(out, weight, sigma, shape, seeds, place, first, count);
     });
+    return;
+  }
+  STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Float && out.element_size() == 2,
+                  "quaver: weight has the wrong dtype");
+  if (out.scalar_type() == ScalarType::BFloat16) {
+    gpu::launch_perturb<bfloat16, float>(out, weight, sigma, shape, seeds, place, first, count);
+  } else {
+    gpu::launch_perturb<float16, float>(out, weight, sigma, shape, seeds, place, first, count);
   }
 }
 
-void perturb_into(Tensor& out, const Tensor& weight, const Tensor& sigma_, const Tensor& seed, const Placement& whole,
+namespace {
+
+void perturb_into(Tensor& out, const Tensor& weight, const Tensor& sigma, const Tensor& seed, const Placement& place,
                   int64_t stream, int64_t domain) {
-  STD_TORCH_CHECK(sigma_.scalar_type() == compute_dtype(weight.scalar_type()), "quaver: sigma has the wrong dtype");
-  const Tensor sigma = contiguous(sigma_);
-  const SigmaShape shape(sigma, whole, members(seed));
-  const gpu::Seeds seeds = gpu::seeds_of(seed, weight, stream, domain);
-  const Placement place = placement_for(shape, whole);
-  dispatch_floating(weight.scalar_type(), "perturb", [&](auto element) {
-    using T = decltype(element);
-    gpu::dispatch_noise(domain, [&](auto noise) {
-      const auto layout = gpu::layout_of(place, gpu::kGroup<T>, members(seed));
-      const auto scale = sigma_of<compute_t<T>>(sigma, shape, weight);
-      const bool in_place = out.data_ptr() == weight.data_ptr();
-      T* to = in_place ? gpu::updated<T>(out) : gpu::output<T>(out);
-      gpu::launch(perturb_kernel<T, decltype(noise)>, layout.grid, layout.block, 0, gpu::current_stream(weight), to,
-                  in_place ? to : gpu::input<T>(weight), scale, seeds, place, members(seed));
-    });
-  });
+  gpu::perturb_members(out, weight, contiguous(sigma), seed, place, stream, domain, 0, members(seed));
 }
 
 Tensor perturb(const Tensor& weight_, const Tensor& sigma, const Tensor& seed, int64_t stream, int64_t domain,
@@ -180,6 +132,20 @@ __global__ void __launch_bounds__(gpu::kThreads)
   }
 }
 
+}  // namespace
+
+void gpu::sum_partials(Tensor& out, const Tensor& partial, int64_t size, int64_t terms, int64_t summed) {
+  const auto run = [&](auto element) {
+    using C = decltype(element);
+    gpu::launch(gpu::sum_partials_kernel<C>, dim3(unsigned(out.numel())),
+                dim3(summed * terms > 64 ? gpu::kCombine : gpu::kWarp), 0, gpu::current_stream(out),
+                gpu::output<C>(out), gpu::input<double>(partial), size, terms, summed);
+  };
+  out.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
+}
+
+namespace {
+
 template <class T, class Noise>
 void elementwise_gradient(Tensor& out, const SigmaShape& shape, const Gradient& grad, const gpu::Seeds& seeds,
                           const Placement& place, int64_t summed) {
@@ -192,17 +158,13 @@ void elementwise_gradient(Tensor& out, const SigmaShape& shape, const Gradient& 
 template <class T, class Noise>
 void summed_gradient(Tensor& out, const SigmaShape& shape, const Gradient& grad, const gpu::Seeds& seeds,
                      const Placement& place, int64_t count, int64_t summed) {
-  using C = compute_t<T>;
   const Chunks chunks(place, gpu::kGroup<T>);
   const int64_t tasks = count * place.rows * chunks.per_row, warps = gpu::kThreads / gpu::kWarp;
   Tensor partial = new_empty(out, {tasks}, ScalarType::Double);
   gpu::launch(dot_kernel<T, Noise>, dim3(unsigned(std::min<int64_t>((tasks + warps - 1) / warps, 1 << 16))),
               dim3(gpu::kThreads), 0, gpu::current_stream(out), gpu::output<double>(partial),
               gpu::input<T>(grad.tensor), grad.member_stride, seeds, place, chunks, count);
-  const int64_t terms = place.rows * chunks.per_row / shape.size;
-  gpu::launch(gpu::sum_partials_kernel<C>, dim3(unsigned(out.numel())),
-              dim3(summed * terms > 64 ? gpu::kCombine : gpu::kWarp), 0, gpu::current_stream(out), gpu::output<C>(out),
-              gpu::input<double>(partial), shape.size, terms, summed);
+  gpu::sum_partials(out, partial, shape.size, place.rows * chunks.per_row / shape.size, summed);
 }
 
 Tensor perturb_sigma_gradient(const Tensor& grad_, const Tensor& sigma, const Tensor& seed, int64_t stream,
@@ -212,7 +174,7 @@ Tensor perturb_sigma_gradient(const Tensor& grad_, const Tensor& sigma, const Te
   const Gradient grad(grad_, seed);
   const Placement whole(grad_, is_population(seed) ? 1 : 0, row_offset, column_offset, row_length);
   const SigmaShape shape(sigma, whole, members(seed));
-  const Placement place = placement_for(shape, whole);
+  const Placement place = gpu::placement_for(shape, whole);
   const gpu::Seeds seeds = gpu::seeds_of(seed, grad_, stream, domain);
   const int64_t count = members(seed), summed = shape.members == 1 ? count : 1;  // members that share one sigma
   const auto sizes = sigma.sizes();

@@ -6,6 +6,7 @@
 #include <random>
 #include <stdexcept>
 
+#include "copies.h"
 #include "memory.h"
 #include "report.h"
 
@@ -139,6 +140,7 @@ void start_block(uint64_t number) {
   std::fill(block.warp_phase, block.warp_phase + kMaxWarps, 0);
   std::fill(block.ready, block.ready + kMaxWarps, 0);
   start_shared_memory();
+  start_copies();
   statistics.blocks++;
   for (Thread& thread : block.threads) {
     const unsigned i = unsigned(number_of(thread));

@@ -3,6 +3,7 @@
 #include "atomics.h"
 #include "intrinsics.h"
 #include "launch.h"
+#include "tensor_core.h"
 #include "vector_types.h"
 #include "warp.h"
 

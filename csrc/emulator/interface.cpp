@@ -3,6 +3,7 @@
 #include <string>
 
 #include "block.h"
+#include "copies.h"
 #include "memory.h"
 #include "regions.h"
 #include "report.h"
@@ -11,9 +12,10 @@
 
 namespace emulator = quaver::emulator;
 
-// order: 0 forward, 1 reverse, 2 random from `seed`.
-QUAVER_EXPORT void quaver_emulator_configure(int order, uint64_t seed) {
+// order: 0 forward, 1 reverse, 2 random from `seed`. copies: 0 as early, 1 as late as they can, 2 at random.
+QUAVER_EXPORT void quaver_emulator_configure(int order, int copies, uint64_t seed) {
   emulator::set_order(static_cast<emulator::Order>(order), seed);
+  emulator::set_moment(static_cast<emulator::Moment>(copies), unsigned(seed));
 }
 
 // Forgets regions, reports and statistics.

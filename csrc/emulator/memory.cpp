@@ -61,12 +61,12 @@ std::string access_text(Touch touch, size_t bytes) {
   return format("thread %d %s %zu bytes", number_of(*running), verb(touch), bytes);
 }
 
-[[noreturn]] void report_and_stop(Fault fault, const void* pc, const std::string& details) {
-  report(fault, pc, details);
+[[noreturn]] void report_and_stop(Fault fault, Site site, const std::string& details) {
+  report(fault, site, details);
   stop();
 }
 
-[[noreturn]] void report_out_of_bounds(Touch touch, uintptr_t address, size_t bytes, const void* pc) {
+[[noreturn]] void report_out_of_bounds(Touch touch, uintptr_t address, size_t bytes, Site site) {
   const Region* nearest = nullptr;
   const auto below = [&](const Region& region) {
     if (region.begin < region.end && region.end <= address && (!nearest || nearest->end < region.end))
@@ -77,7 +77,7 @@ std::string access_text(Touch touch, size_t bytes) {
   for (const auto& [begin, region] : regions) below(region);
   std::string where = ", below all known memory";
   if (nearest) where = format(", %zu bytes past the end of %s", size_t(address - nearest->end), nearest->name.c_str());
-  report_and_stop(Fault::kOutOfBounds, pc, access_text(touch, bytes) + where);
+  report_and_stop(Fault::kOutOfBounds, site, access_text(touch, bytes) + where);
 }
 
 // Memory that kernels may read besides the regions: the parameters, and the library's own constants.
@@ -85,8 +85,7 @@ bool is_readable(uintptr_t address) {
   return address - call_begin < call_end - call_begin || this_module().contains(address);
 }
 
-void report_race(const Region& region, Touch touch, const Cell& cell, const Access& past, size_t offset,
-                 const void* pc) {
+void report_race(const Region& region, Touch touch, const Cell& cell, const Access& past, size_t offset, Site site) {
   const bool past_write = &past == &cell.write;
   const char* const did = !past_write ? "read" : past.atomic ? "updated atomically" : "wrote";
   const int self = number_of(*running);
@@ -98,18 +97,23 @@ void report_race(const Region& region, Touch touch, const Cell& cell, const Acce
   } else if (int(past.thread) == self) {
     other = "another thread";  // the cell keeps the last of several
   }
-  report(fault, pc,
+  report(fault, site,
          format("thread %d %s what %s %s with no barrier between: byte %zu of %s", self, verb(touch), other.c_str(),
                 did, offset, region.name.c_str()));
 }
 
-void check_cells(Region& region, Touch touch, uintptr_t address, size_t bytes, const void* pc) {
+Access access_now() {
   const int thread = number_of(*running);
   Access now = {};
   now.block = block.serial;
   now.phase = block.phase;
   now.warp_phase = block.warp_phase[thread / kWarp];
   now.thread = unsigned(thread);
+  return now;
+}
+
+void check_cells(Region& region, Touch touch, uintptr_t address, size_t bytes, Site site) {
+  Access now = access_now();
   now.atomic = touch == Touch::kAtomic;
   // Nothing that earlier blocks did to shared memory concerns this one, nothing that earlier launches did to any
   // memory.
@@ -119,17 +123,24 @@ void check_cells(Region& region, Touch touch, uintptr_t address, size_t bytes, c
   const size_t offset = address - region.begin;
   bool reported = false;
   const auto report_once = [&](const Cell& cell, const Access& past, size_t i) {
-    if (!std::exchange(reported, true)) report_race(region, touch, cell, past, i, pc);
+    if (!std::exchange(reported, true)) report_race(region, touch, cell, past, i, site);
   };
   for (size_t i = offset; i < offset + bytes; i++) {
     Cell& cell = region.cells[i];
     const bool both_atomic = now.atomic && cell.write.atomic;
     if (needs_contents && cell.write.block < first_contents) {
-      report(Fault::kUninitialised, pc,
+      report(Fault::kUninitialised, site,
              access_text(touch, bytes) + format(", of which nobody wrote byte %zu of %s", i, region.name.c_str()));
       return;
     }
-    if (!both_atomic && concurrent(cell.write, now, first)) report_once(cell, cell.write, i);
+    if (cell.write.copying && cell.write.block == block.serial) {
+      report(Fault::kNotAwaited, site,
+             access_text(touch, bytes) + format(" that a copy of thread %d, which has not waited for it, writes: byte "
+                                                "%zu of %s",
+                                                int(cell.write.thread), i, region.name.c_str()));
+      if (touch == Touch::kRead) continue;
+    } else if (!both_atomic && concurrent(cell.write, now, first))
+      report_once(cell, cell.write, i);
     if (touch == Touch::kRead) {
       cell.read = merged(cell.read, now, first);
       continue;
@@ -141,7 +152,7 @@ void check_cells(Region& region, Touch touch, uintptr_t address, size_t bytes, c
 
 }  // namespace
 
-void check(Touch touch, const void* pointer, size_t bytes, bool aligned, const void* pc) {
+void check(Touch touch, const void* pointer, size_t bytes, bool aligned, Site site) {
   if (!in_kernel) return;
   const OutsideKernel outside;
   const uintptr_t address = reinterpret_cast<uintptr_t>(pointer);
@@ -151,23 +162,76 @@ void check(Touch touch, const void* pointer, size_t bytes, bool aligned, const v
   if (!region) {
     if (touch == Touch::kRead && is_readable(address)) return;
     if (address - reinterpret_cast<uintptr_t>(stack_of(0)) < kMaxThreads * kStackBytes) {
-      report_and_stop(Fault::kForeignStack, pc, access_text(touch, bytes));
+      report_and_stop(Fault::kForeignStack, site, access_text(touch, bytes));
     }
-    report_out_of_bounds(touch, address, bytes, pc);
+    report_out_of_bounds(touch, address, bytes, site);
   }
   if (address + bytes > region->end) {
-    report_and_stop(Fault::kOutOfBounds, pc,
+    report_and_stop(Fault::kOutOfBounds, site,
                     access_text(touch, bytes) + format(" across the end of %s", region->name.c_str()));
   }
   if (aligned && address % bytes != 0) {
-    report_and_stop(Fault::kMisaligned, pc,
+    report_and_stop(Fault::kMisaligned, site,
                     access_text(touch, bytes) +
                         format(" at byte %zu of %s", size_t(address - region->begin), region->name.c_str()));
   }
   statistics.accesses++;
-  if (region->use != Use::kInput) return check_cells(*region, touch, address, bytes, pc);
+  if (region->use != Use::kInput) return check_cells(*region, touch, address, bytes, site);
   if (touch != Touch::kRead) {
-    report_and_stop(Fault::kReadOnly, pc, access_text(touch, bytes) + " of " + region->name);
+    report_and_stop(Fault::kReadOnly, site, access_text(touch, bytes) + " of " + region->name);
+  }
+}
+
+namespace {
+
+Region* shared_region(uintptr_t address, size_t bytes) {
+  for (Region* region : {&dynamic_region, &static_region}) {
+    if (region->contains(address) && address + bytes <= region->end) return region;
+  }
+  return nullptr;
+}
+
+[[noreturn]] void report_outside_kernel(Fault fault, Site site, const std::string& details) {
+  in_kernel = false;
+  report_and_stop(fault, site, details);
+}
+
+}  // namespace
+
+void check_shared_row(const void* row, size_t bytes, Site site) {
+  if (!shared_region(reinterpret_cast<uintptr_t>(row), bytes)) {
+    report_outside_kernel(
+        Fault::kOutOfBounds, site,
+        format("thread %d reads %zu bytes that are not in shared memory", number_of(*running), bytes));
+  }
+  check(Touch::kRead, row, bytes, true, site);
+}
+
+void check_copy(const void* to, const void* from, size_t copied, int bytes, Site site) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(to);
+  if (reinterpret_cast<uintptr_t>(from) % copied != 0) {
+    report_outside_kernel(
+        Fault::kMisaligned, site,
+        format("thread %d copies from an address that is no multiple of %zu", number_of(*running), copied));
+  }
+  Region* const region = shared_region(address, copied);
+  if (!region) {
+    report_outside_kernel(
+        Fault::kOutOfBounds, site,
+        format("thread %d copies to %zu bytes that are not in shared memory", number_of(*running), copied));
+  }
+  if (bytes > 0) check(Touch::kRead, from, size_t(bytes), false, site);
+  check(Touch::kWrite, to, copied, true, site);
+  for (size_t i = address - region->begin; i < address - region->begin + copied; i++) {
+    region->cells[i].write.copying = true;
+  }
+}
+
+void complete_copy(const void* to, size_t copied) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(to);
+  const Region* const region = find(address);
+  for (size_t i = address - region->begin; i < address - region->begin + copied; i++) {
+    region->cells[i].write = access_now();
   }
 }
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "launch.h"
+#include "report.h"
 
 namespace quaver::emulator {
 
@@ -15,8 +16,14 @@ void start_shared_memory();
 void clear_regions();
 
 enum class Touch { kRead, kWrite, kAtomic };
-// Called before every access of instrumented code. `pc` is the return address of the call. An access that cannot be
-// carried out (out of bounds, misaligned, a write to an input) ends the launch.
-void check(Touch touch, const void* address, size_t bytes, bool aligned, const void* pc);
+// Called before every access of instrumented code. An access that cannot be carried out (out of bounds, misaligned, a
+// write to an input) ends the launch.
+void check(Touch touch, const void* address, size_t bytes, bool aligned, Site site);
+// A lane's row of a matrix in shared memory is read.
+void check_shared_row(const void* row, size_t bytes, Site site);
+// An asynchronous copy to `copied` bytes of shared memory starts, of which `bytes` are read: what it writes belongs to
+// nobody until complete_copy.
+void check_copy(const void* to, const void* from, size_t copied, int bytes, Site site);
+void complete_copy(const void* to, size_t copied);
 
 }  // namespace quaver::emulator

@@ -53,6 +53,8 @@ const char* name_of(Fault fault) {
       return "wrong mask";
     case Fault::kInactiveLane:
       return "shuffle from an inactive lane";
+    case Fault::kNotAwaited:
+      return "copy not awaited";
   }
   return "";
 }
@@ -65,13 +67,13 @@ void add(Report report) {
 
 }  // namespace
 
-void report(Fault fault, Location location, const std::string& details) {
-  const std::string place = to_string(location);
+void report(Fault fault, Site site, const std::string& details) {
+  if (site.pc) {
+    if (reported_pcs.emplace(fault, site.pc).second) add({fault, site.pc, "", details});
+    return;
+  }
+  const std::string place = to_string(site.location);
   if (reported_places.emplace(fault, place).second) add({fault, nullptr, place, details});
-}
-
-void report(Fault fault, const void* pc, const std::string& details) {
-  if (reported_pcs.emplace(fault, pc).second) add({fault, pc, "", details});
 }
 
 std::string all_reports() {

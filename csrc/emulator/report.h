@@ -20,11 +20,20 @@ enum class Fault {
   kDeadlock,
   kWrongMask,
   kInactiveLane,
+  kNotAwaited,
 };
 
-// Each place reports each kind of fault once. `pc`: a return address in kernel code.
-void report(Fault fault, Location location, const std::string& details);
-void report(Fault fault, const void* pc, const std::string& details);
+// Where a fault is: a return address in kernel code, or a line of it.
+struct Site {
+  const void* pc = nullptr;
+  Location location = {"", 0};
+
+  Site(const void* pc) : pc(pc) {}
+  Site(Location location) : location(location) {}
+};
+
+// Each place reports each kind of fault once.
+void report(Fault fault, Site site, const std::string& details);
 // One line a fault: "file:line: kind: details".
 std::string all_reports();
 void clear_reports();

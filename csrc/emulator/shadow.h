@@ -10,12 +10,13 @@ enum Spread : uint64_t { kThread, kWarpWide, kBlockWide, kGrid };
 // 64 bits, because each byte of memory has two. The counters wrap around; they are only compared for equality, so that
 // a race between two barriers that are a multiple of 4096 apart is taken for an ordered access.
 struct Access {
-  uint64_t block : 28;  // 0: nobody yet
+  uint64_t block : 27;  // 0: nobody yet
   uint64_t phase : 12;
   uint64_t warp_phase : 11;
   uint64_t thread : 10;
   uint64_t spread : 2;
   uint64_t atomic : 1;
+  uint64_t copying : 1;  // a write: by an asynchronous copy that its thread has not waited for
 };
 static_assert(sizeof(Access) == 8);
 
