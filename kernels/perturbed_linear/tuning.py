@@ -1,9 +1,52 @@
-"""Measured choices of perturbed_linear. Those of the CPU are constants of csrc/cpu/gemm.h: the README has the table."""
+"""Choices of perturbed_linear. Those of the CPU are constants of csrc/cpu/gemm.h: the README has the table.
 
-#: The order of backends on a GPU: there is no kernel for one yet.
-CUDA_ORDER: tuple[str, ...] = ()
+Those of Triton are modelled, not measured."""
+
+from typing import NamedTuple
+
+import torch
+
+#: The order of backends on a GPU.
+CUDA_ORDER: tuple[str, ...] = ("triton",)
 #: The backends without a kernel, and why.
 MISSING = {
     "cuda": "perturbed_linear has no CUDA C++ kernel yet",
-    "triton": "perturbed_linear has no Triton kernel yet",
 }
+
+TRITON_SIGNS = (16, 8)
+TRITON_PROGRAMS = 264
+TRITON_BUFFER = 2**26
+TRITON_SUM_TILE = (16, 64)
+
+
+class Tile(NamedTuple):
+    """Rows and columns of W and samples of x that a program multiplies at a time, its warps, its stages of loads."""
+
+    rows: int
+    columns: int
+    block: int
+    warps: int
+    stages: int
+
+
+def triton_fused_rows(dtype: torch.dtype, distribution: int) -> int:
+    if dtype in (torch.float32, torch.float64):
+        return 32
+    return 256 if distribution == 1 else 64
+
+
+def triton_tile(dtype: torch.dtype, samples: int) -> Tile:
+    block = 8 if samples <= 8 else 16 if samples <= 16 else 32 if samples <= 32 else 64
+    if dtype == torch.float64:
+        return Tile(32, 32, min(block, 16), 4, 2)
+    if dtype == torch.float32:
+        return Tile(64, 32, min(block, 32), 4, 2)
+    return Tile(64, 64, block, 4, 3)
+
+
+def triton_gradient_tile(dtype: torch.dtype, samples: int) -> Tile:
+    if dtype == torch.float64:
+        return Tile(32, 32, 16, 4, 2)
+    if dtype == torch.float32:
+        return Tile(64, 64, 16, 4, 2)
+    return Tile(64, 128, 16 if samples <= 16 else 32, 4, 3)
