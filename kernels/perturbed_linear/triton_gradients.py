@@ -13,18 +13,27 @@ NONE = tl.constexpr(-1)
 
 @triton.jit
 def transposed_product(
-    total, left, left_step, right, right_step, first, last, row_inside, column_inside, BLOCK: tl.constexpr
+    total,
+    left,
+    left_step,
+    right,
+    right_step,
+    first,
+    last,
+    row_inside,
+    column_inside,
+    EVEN: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """total + grad^T x of samples first .. last - 1; left and right: where the rows and columns of sample 0 are."""
     for start in range(first, last, BLOCK):
         sample = tl.cast(start, tl.int64) + tl.arange(0, BLOCK)
-        known = sample < last
-        grad = tl.load(
-            left[:, None] + sample[None, :] * left_step, mask=row_inside[:, None] & known[None, :], other=0.0
-        )
-        x = tl.load(
-            right[None, :] + sample[:, None] * right_step, mask=known[:, None] & column_inside[None, :], other=0.0
-        )
+        known = (sample < last)[None, :]
+        grad_known, x_known = known, tl.trans(known)
+        if not EVEN:
+            grad_known, x_known = known & row_inside[:, None], x_known & column_inside[None, :]
+        grad = tl.load(left[:, None] + sample[None, :] * left_step, mask=grad_known, other=0.0)
+        x = tl.load(right[None, :] + sample[:, None] * right_step, mask=x_known, other=0.0)
         total = tl.dot(grad, x, total, input_precision="ieee", out_dtype=total.dtype)
     return total
 
@@ -61,6 +70,7 @@ def weight_gradient_kernel(
     length: tl.int32,
     SIGMA: tl.constexpr,
     SHARED: tl.constexpr,
+    EVEN: tl.constexpr,
     KIND: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -83,7 +93,7 @@ def weight_gradient_kernel(
     block = part % blocks
     first_member = part // blocks * together
     place = (stream, domain, group, skip, row_length)
-    shift = (skip + row_class * row_length) % WIDTH
+    shift = 0 if EVEN else (skip + row_class * row_length) % WIDTH
     row = tile_rows(row_tile, row_class, classes, ROWS)
     column = tile_columns(column_tile, shift, COLUMNS)
     row_inside = row < rows
@@ -100,12 +110,12 @@ def weight_gradient_kernel(
         right = x + member * x_member + column * x_column
         if SIGMA == NONE:
             total = transposed_product(
-                total, left, grad_row, right, x_row, first, last, row_inside, column_inside, BLOCK
+                total, left, grad_row, right, x_row, first, last, row_inside, column_inside, EVEN, BLOCK
             )
         else:
             zero = tl.zeros([ROWS, COLUMNS], dtype=compute)
             product = transposed_product(
-                zero, left, grad_row, right, x_row, first, last, row_inside, column_inside, BLOCK
+                zero, left, grad_row, right, x_row, first, last, row_inside, column_inside, EVEN, BLOCK
             )
             total += product
             key = key_of(seeds, member, low, high)

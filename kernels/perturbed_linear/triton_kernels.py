@@ -19,7 +19,7 @@ from ..perturb.triton_kernels import (
     sum_partials_kernel,
 )
 from ..perturb.tuning import TRITON_SUM_BLOCK
-from ..philox.triton_kernels import RADEMACHER, scalar_words, source_arguments
+from ..philox.triton_kernels import scalar_words, source_arguments
 from . import tuning
 from .triton_gradients import NONE, sum_rows_kernel, weight_gradient_kernel
 from .triton_products import NO_BIAS, NOISY, PLAIN, product_kernel, sum_parts_kernel
@@ -52,12 +52,11 @@ class _Place(NamedTuple):
     classes: int
 
     @staticmethod
-    def of(rows: int, distribution: int, offsets: tuple[int, ...]) -> "_Place":
-        """offsets: row_offset, column_offset, row_length."""
+    def of(rows: int, dtype: torch.dtype, distribution: int, offsets: tuple[int, ...]) -> "_Place":
+        """offsets: row_offset, column_offset, row_length; dtype: of the weight."""
         row_offset, column_offset, row_length = offsets
-        width = 4
-        if distribution == RADEMACHER.value:
-            width = next((size for size in tuning.TRITON_SIGNS if row_length % size == 0), 4)
+        widths = tuning.triton_widths(dtype, distribution)
+        width = next((size for size in widths if row_length % size == 0), 4)
         first = row_offset * row_length + column_offset
         # The rows that start at the same place in a group follow each other at this distance.
         classes = width // math.gcd(width, row_length)
@@ -143,8 +142,8 @@ def _fused(
 ) -> None:
     """x W'^T and the bias, or with `backward` x W', into out [members, samples, rows or columns], or one sum of all."""
     (rows, columns), distribution, members = weight.shape, domain & 255, members_of(seed)
-    tile = tuning.triton_tile(x.tensor.dtype, samples)
-    place = _Place.of(rows, distribution, offsets)
+    tile = tuning.triton_tile(x.tensor.dtype, distribution, samples, backward)
+    place = _Place.of(rows, weight.dtype, distribution, offsets)
     row_tiles, column_tiles = place.row_tiles(rows, tile.rows), place.column_tiles(columns, tile.columns)
     tiles, steps = (column_tiles, row_tiles) if backward else (row_tiles, column_tiles)
     sets = triton.cdiv(members, 2) if members > 1 else members
@@ -304,7 +303,7 @@ def _weight_gradients(
     place = _Place(0, 0, columns, 4, 1)
     if of_sigma is not None:
         kind, shared = sigma_kind(of_sigma, shape), members_of(of_sigma) == 1
-        place = _Place.of(rows, distribution, offsets)
+        place = _Place.of(rows, x.tensor.dtype, distribution, offsets)
     tile = tuning.triton_gradient_tile(x.tensor.dtype, samples)
     row_tiles, column_tiles = place.row_tiles(rows, tile.rows), place.column_tiles(columns, tile.columns)
     programs = row_tiles * column_tiles * place.classes
@@ -335,6 +334,7 @@ def _weight_gradients(
         *(place.classes, row_tiles, column_tiles, blocks, steps * tile.block),
         SIGMA=kind.value,
         SHARED=shared,
+        EVEN=place.even(rows, columns, (tile.rows, tile.columns)),
         KIND=distribution,
         WIDTH=place.width,
         BLOCK=tile.block,
@@ -413,13 +413,37 @@ def perturbed_linear_parameter_gradient(
 
 def report_launches() -> None:
     """Launches every variant that the resource report should know."""
-    seed, place = torch.tensor(1 << 40), (False, 0, 0, 0, 0, 1024)
+    seed, seeds, needed = torch.tensor(1 << 40), torch.zeros(4, dtype=torch.int64), (True, True, True, True)
+    whole = (0, 0, 0, 0, 1024)
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        sigma = torch.tensor(0.1, dtype=compute_dtype(dtype))
-        weight = torch.empty(1024, 1024, dtype=dtype)
-        for samples in (1, 16, 32):
+        sigma, weight = torch.tensor(0.1, dtype=compute_dtype(dtype)), torch.empty(1024, 1024, dtype=dtype)
+        bias = weight[0]
+        for samples in (1, 16, 32, 64):
             x = torch.empty(samples, 1024, dtype=dtype)
-            perturbed_linear(x, weight, None, sigma, None, seed, *place)
-        perturbed_linear_input_gradient(x, weight, sigma, seed, *place)
-        needed = (True, True, False, False)
-        perturbed_linear_parameter_gradient(x, x, weight, None, sigma, None, seed, *needed, *place)
+            perturbed_linear(x, weight, bias, sigma, sigma, seed, False, *whole)
+            perturbed_linear_input_gradient(x, weight, sigma, seed, False, *whole)
+        perturbed_linear_parameter_gradient(x, x, weight, bias, sigma, sigma, seed, *needed, False, *whole)
+        perturbed_linear_parameter_gradient(
+            x, x, weight, bias, sigma, None, seed, True, False, True, False, False, *whole
+        )
+    x, grads = torch.empty(16, 1024, dtype=torch.bfloat16), torch.empty(4, 16, 1024, dtype=torch.bfloat16)
+    for dtype in (torch.float32, torch.bfloat16):
+        weight = torch.empty(1024, 1024, dtype=dtype)
+        for shape in ((), (1024, 1), (1024, 1024)):
+            # Antithetic pairs with signs; a population with an input and a sigma each; one layer.
+            sigma, one = torch.empty(4, *(shape or (1, 1))), torch.empty(1, *(shape or (1, 1)))
+            for inputs, own in ((x, False), (grads, True)):
+                perturbed_linear(inputs, weight, None, sigma, None, seeds, own, 0, 1, 0, 0, 1024)
+                perturbed_linear_input_gradient(grads, weight, sigma, seeds, own, *whole)
+                parameters = (weight, None, sigma if own else one, None, seeds, True, True, False, False, own)
+                perturbed_linear_parameter_gradient(grads, inputs, *parameters, *whole)
+            perturbed_linear(x, weight, None, one, None, seed, False, 0, 1, 0, 0, 1024)
+    # A shard whose rows start inside groups, with a bias; many samples.
+    shard = (0, 0, 3, 1, 4097)
+    weight, x = torch.empty(1024, 1000, dtype=torch.bfloat16), torch.empty(16, 1000, dtype=torch.bfloat16)
+    sigma, grad = torch.tensor(0.1), torch.empty(16, 1024, dtype=torch.bfloat16)
+    perturbed_linear(x, weight, None, sigma, None, seed, False, *shard)
+    perturbed_linear_input_gradient(grad, weight, sigma, seed, False, *shard)
+    perturbed_linear_parameter_gradient(
+        grad, x, weight, None, sigma, None, seed, True, True, False, False, False, *shard
+    )
