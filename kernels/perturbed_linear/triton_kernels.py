@@ -65,10 +65,11 @@ class _Place(NamedTuple):
     def column_tiles(self, columns: int, size: int) -> int:
         """Tiles of `size` columns that cover a row; a row that may start inside a group has one group more."""
         aligned = self.skip == 0 and self.classes == 1
-        return triton.cdiv(columns + (0 if aligned else self.width - 1), size)
+        return int(triton.cdiv(columns + (0 if aligned else self.width - 1), size))
 
     def row_tiles(self, rows: int, size: int) -> int:
-        return triton.cdiv(triton.cdiv(rows, self.classes), size)
+        """Tiles of `size` rows that cover the rows of a class."""
+        return int(triton.cdiv(triton.cdiv(rows, self.classes), size))
 
     def even(self, rows: int, columns: int, tile: tuple[int, int]) -> bool:
         """Whether tiles cover W and nothing else."""
@@ -142,13 +143,13 @@ def _fused(
 ) -> None:
     """x W'^T and the bias, or with `backward` x W', into out [members, samples, rows or columns], or one sum of all."""
     (rows, columns), distribution, members = weight.shape, domain & 255, members_of(seed)
-    tile = tuning.triton_tile(x.tensor.dtype, distribution, samples, backward)
+    tile = tuning.triton_tile(x.tensor.dtype, distribution, samples, backward, members > 1)
     place = _Place.of(rows, weight.dtype, distribution, offsets)
     row_tiles, column_tiles = place.row_tiles(rows, tile.rows), place.column_tiles(columns, tile.columns)
     tiles, steps = (column_tiles, row_tiles) if backward else (row_tiles, column_tiles)
     sets = triton.cdiv(members, 2) if members > 1 else members
     grid_sets, sequence = (1, sets) if summed else (sets, 1)
-    blocks = triton.cdiv(samples, tile.block)
+    blocks = triton.cdiv(samples, tile.samples)
     programs = grid_sets * blocks * place.classes * tiles
     splits, length = _shares(steps * sequence, programs)
     parts = splits * place.classes if backward else splits
@@ -172,7 +173,7 @@ def _fused(
         SIGMA=sigma_kind(sigma, weight.shape).value,
         KIND=distribution,
         WIDTH=place.width,
-        BLOCK=tile.block,
+        BLOCK=tile.samples,
         ROWS=tile.rows,
         COLUMNS=tile.columns,
         num_warps=tile.warps,
@@ -199,6 +200,19 @@ def _stored(weight: Tensor, sigma: Tensor, seed: Tensor, dtype: torch.dtype, pla
     return out
 
 
+def _multiply(out: Tensor, left: Tensor, right: Tensor, bias: Tensor | None) -> None:
+    """out [P, M, N]: left [P, M, K] times right [P, K, N], and the bias [P, 1, N], by torch's GEMM."""
+    if out.shape[0] > 1:
+        if bias is None:
+            torch.bmm(left, right, out=out)
+        else:
+            torch.baddbmm(bias, left, right, out=out)
+    elif bias is None:
+        out[0].addmm_(left[0], right[0], beta=0)
+    else:
+        torch.addmm(bias[0, 0], left[0], right[0], out=out[0])
+
+
 def _linear_of_many(
     out: Tensor,
     x: Tensor,
@@ -222,10 +236,7 @@ def _linear_of_many(
         some = seed if seed.dim() == 0 else seed[chunk]
         weights = _stored(weight, _member_sigma(sigma, chunk), some, out.dtype, place).reshape(-1, *weight.shape)
         inputs = x[chunk] if x.shape[0] > 1 else x.expand(weights.shape[0], -1, -1)
-        if of_bias is None:
-            torch.bmm(inputs, weights.transpose(1, 2), out=out[chunk])
-        else:
-            torch.baddbmm(of_bias[chunk], inputs, weights.transpose(1, 2), out=out[chunk])
+        _multiply(out[chunk], inputs, weights.transpose(1, 2), None if of_bias is None else of_bias[chunk])
 
 
 def perturbed_linear(
@@ -278,11 +289,11 @@ def perturbed_linear_input_gradient(
         weights = _stored(weight, _member_sigma(sigma, chunk), some, grad.dtype, place).reshape(-1, *weight.shape)
         grads = rows.tensor[chunk]
         if not summed:
-            torch.bmm(grads, weights, out=flat[chunk])
+            _multiply(flat[chunk], grads, weights, None)
             continue
         # One product adds up the members: their gradients beside each other, their W' below each other.
         beside, below = grads.transpose(0, 1).flatten(1), weights.flatten(0, 1)
-        torch.addmm(flat[0], beside, below, beta=int(chunk.start > 0), out=flat[0])
+        flat[0].addmm_(beside, below, beta=int(chunk.start > 0))
     return out
 
 
@@ -304,14 +315,16 @@ def _weight_gradients(
     if of_sigma is not None:
         kind, shared = sigma_kind(of_sigma, shape), members_of(of_sigma) == 1
         place = _Place.of(rows, x.tensor.dtype, distribution, offsets)
-    tile = tuning.triton_gradient_tile(x.tensor.dtype, samples)
+    tile = tuning.triton_gradient_tile(x.tensor.dtype, of_sigma is not None)
     row_tiles, column_tiles = place.row_tiles(rows, tile.rows), place.column_tiles(columns, tile.columns)
     programs = row_tiles * column_tiles * place.classes
     sets, together = _shares(members, programs)
     # The samples of a member are cut only where nothing else makes enough programs, and its gradients add up later.
     apart = kind is ELEMENT and not shared
     blocks, steps = (
-        (1, triton.cdiv(samples, tile.block)) if apart else _shares(triton.cdiv(samples, tile.block), programs * sets)
+        (1, triton.cdiv(samples, tile.samples))
+        if apart
+        else _shares(triton.cdiv(samples, tile.samples), programs * sets)
     )
     parts = sets * blocks
     wide = compute_dtype(x.tensor.dtype)
@@ -331,13 +344,13 @@ def _weight_gradients(
         (programs * parts,),
         *(weight_to, sigma_to, *grad, *x, samples, rows, columns, *source),
         *(place.group, place.skip, place.row_length, members, together),
-        *(place.classes, row_tiles, column_tiles, blocks, steps * tile.block),
+        *(place.classes, row_tiles, column_tiles, blocks, steps * tile.samples),
         SIGMA=kind.value,
         SHARED=shared,
         EVEN=place.even(rows, columns, (tile.rows, tile.columns)),
         KIND=distribution,
         WIDTH=place.width,
-        BLOCK=tile.block,
+        BLOCK=tile.samples,
         ROWS=tile.rows,
         COLUMNS=tile.columns,
         num_warps=tile.warps,
@@ -413,37 +426,38 @@ def perturbed_linear_parameter_gradient(
 
 def report_launches() -> None:
     """Launches every variant that the resource report should know."""
-    seed, seeds, needed = torch.tensor(1 << 40), torch.zeros(4, dtype=torch.int64), (True, True, True, True)
-    whole = (0, 0, 0, 0, 1024)
+    seed, seeds, whole = torch.tensor(1 << 40), torch.zeros(4, dtype=torch.int64), (0, 0, 0, 0, 1024)
+    of_all, of_weight, of_sigma = (True,) * 4, (True, False, False, False), (False, True, False, False)
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         sigma, weight = torch.tensor(0.1, dtype=compute_dtype(dtype)), torch.empty(1024, 1024, dtype=dtype)
-        bias = weight[0]
-        for samples in (1, 16, 32, 64):
-            x = torch.empty(samples, 1024, dtype=dtype)
-            perturbed_linear(x, weight, bias, sigma, sigma, seed, False, *whole)
-            perturbed_linear_input_gradient(x, weight, sigma, seed, False, *whole)
-        perturbed_linear_parameter_gradient(x, x, weight, bias, sigma, sigma, seed, *needed, False, *whole)
-        perturbed_linear_parameter_gradient(
-            x, x, weight, bias, sigma, None, seed, True, False, True, False, False, *whole
-        )
-    x, grads = torch.empty(16, 1024, dtype=torch.bfloat16), torch.empty(4, 16, 1024, dtype=torch.bfloat16)
-    for dtype in (torch.float32, torch.bfloat16):
-        weight = torch.empty(1024, 1024, dtype=dtype)
-        for shape in ((), (1024, 1), (1024, 1024)):
-            # Antithetic pairs with signs; a population with an input and a sigma each; one layer.
-            sigma, one = torch.empty(4, *(shape or (1, 1))), torch.empty(1, *(shape or (1, 1)))
-            for inputs, own in ((x, False), (grads, True)):
-                perturbed_linear(inputs, weight, None, sigma, None, seeds, own, 0, 1, 0, 0, 1024)
-                perturbed_linear_input_gradient(grads, weight, sigma, seeds, own, *whole)
-                parameters = (weight, None, sigma if own else one, None, seeds, True, True, False, False, own)
-                perturbed_linear_parameter_gradient(grads, inputs, *parameters, *whole)
-            perturbed_linear(x, weight, None, one, None, seed, False, 0, 1, 0, 0, 1024)
-    # A shard whose rows start inside groups, with a bias; many samples.
-    shard = (0, 0, 3, 1, 4097)
-    weight, x = torch.empty(1024, 1000, dtype=torch.bfloat16), torch.empty(16, 1000, dtype=torch.bfloat16)
-    sigma, grad = torch.tensor(0.1), torch.empty(16, 1024, dtype=torch.bfloat16)
-    perturbed_linear(x, weight, None, sigma, None, seed, False, *shard)
-    perturbed_linear_input_gradient(grad, weight, sigma, seed, False, *shard)
+        x, bias = torch.empty(16, 1024, dtype=dtype), torch.empty(1024, dtype=dtype)
+        perturbed_linear(x, weight, bias, sigma, sigma, seed, False, *whole)
+        perturbed_linear_input_gradient(x, weight, sigma, seed, False, *whole)
+        for needed in (of_all, of_weight):
+            perturbed_linear_parameter_gradient(x, x, weight, bias, sigma, sigma, seed, *needed, False, *whole)
+    x, weight = torch.empty(64, 1024, dtype=torch.bfloat16), torch.empty(1024, 1024, dtype=torch.bfloat16)
+    signs, sigma = (0, 1, 0, 0, 1024), torch.tensor(0.1)
+    for samples in (1, 64):
+        perturbed_linear(x[:samples], weight, None, sigma, None, seed, False, *whole)
+    perturbed_linear(x, weight, None, sigma, None, seed, False, *signs)
+    perturbed_linear_input_gradient(x, weight, sigma, seed, False, *signs)
+    # float32 weights beside 16-bit inputs, with each form of sigma.
+    wide = weight.float()
+    for shape in ((1024, 1), (1024, 1024)):
+        sigmas = torch.empty(1, *shape)
+        perturbed_linear(x[:16], wide, None, sigmas, None, seed, False, *whole)
+        perturbed_linear_parameter_gradient(x[:16], x[:16], wide, None, sigmas, None, seed, *of_sigma, False, *whole)
+    # Populations, in pairs, whose members share x, or have an input and a sigma each.
+    inputs, sigmas = torch.empty(4, 16, 1024, dtype=torch.bfloat16), torch.empty(4, 1024, 1024)
+    for place in (whole, signs):
+        perturbed_linear(x[:16], weight, None, sigma, None, seeds, False, *place)
+    perturbed_linear(inputs, weight, None, sigmas, None, seeds, True, *whole)
+    perturbed_linear_input_gradient(inputs, weight, sigma, seeds, False, *whole)
+    perturbed_linear_input_gradient(inputs, weight, sigma, seeds, True, *whole)
+    # Rows that start inside groups.
+    narrow, shard = weight[:, :1000], (0, 0, 3, 1, 4097)
+    perturbed_linear(x[:16, :1000], narrow, None, sigma, None, seed, False, *shard)
+    perturbed_linear_input_gradient(x[:16], narrow, sigma, seed, False, *shard)
     perturbed_linear_parameter_gradient(
-        grad, x, weight, None, sigma, None, seed, True, True, False, False, False, *shard
+        x[:16], x[:16, :1000], narrow, None, sigma, None, seed, *of_sigma, False, *shard
     )

@@ -1,8 +1,8 @@
 """Products with W' in Triton: made in registers as W is read, for the rows that one program multiplies.
 
 A tile of W is made of whole groups of WIDTH elements of the stream, so that every block of Philox is used in full.
-Where rows start at different places in a group, a tile takes every `classes`-th row: these start at the same. Its columns
-begin `shift` before the first of W, masked off, and each class of rows has tiles of its own.
+Where rows start at different places in a group, a tile takes every `classes`-th row: these start at the same. Its
+columns begin `shift` before the first of W, masked off, and each class of rows has tiles of its own.
 """
 
 import triton
