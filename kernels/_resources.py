@@ -122,7 +122,7 @@ def _name(launch: Launch, source: Any) -> str:
     constexprs = [parameter for parameter in kernel.params if parameter.is_constexpr]
     constants = [f"{parameter.name}={source.constants[(parameter.num,)]}" for parameter in constexprs]
     options = [f"{key}={launch.keywords[key]}" for key in ("num_warps", "num_stages") if key in launch.keywords]
-    op = kernel.module.removeprefix("quaver.kernels.").removesuffix(".triton_kernels")
+    op = re.sub(r"^quaver\.kernels\.|\.triton_\w+$", "", kernel.module)
     return f"{op}.{kernel.__name__}({', '.join(sorted(pointers) + constants + options)})"
 
 

@@ -1,7 +1,7 @@
 """The table of checks of docs/checks.md, written once: each tests/test_<op>.py applies them to its op's cases."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -87,9 +87,10 @@ def assert_result_as_accurate_as_eager(case: Case, dtype: torch.dtype, backend: 
     assert_as_accurate_as_eager(dtype, [got], [eager], [wide], f"{case}, result")
 
 
-def assert_gradients_as_accurate_as_eager(case: Case, dtype: torch.dtype, backend: str = "cpp") -> None:
+def assert_gradients_as_accurate_as_eager(
+    case: Case, dtype: torch.dtype, backend: str = "cpp", draws: Iterable[int] = range(3, 9)
+) -> None:
     """For products: the gradients of all differentiable inputs, for several gradients of the output."""
-    draws = range(3, 9)
     got = [gradients(case, dtype, backend, draw=draw) for draw in draws]
     eager = [gradients(case, dtype, "reference", draw=draw) for draw in draws]
     same = at_same_inputs(case, dtype)

@@ -283,7 +283,7 @@ def members_of(values: Tensor) -> int:
     return values.shape[0] if values.dim() else 1
 
 
-def _perturb_into(
+def perturb_into(
     out: Tensor, weight: Tensor, sigma: Tensor, seed: Tensor, stream: int, domain: int, *offsets: int
 ) -> None:
     if out.numel() == 0:
@@ -307,14 +307,14 @@ def perturb(weight: Tensor, sigma: Tensor, seed: Tensor, *place: int) -> Tensor:
     """torch.ops.quaver.perturb in Triton."""
     weight = weight.contiguous()
     out = torch.empty((*seed.shape, *weight.shape), dtype=weight.dtype, device=weight.device)
-    _perturb_into(out, weight, sigma, seed, *place)
+    perturb_into(out, weight, sigma, seed, *place)
     return out
 
 
 def perturb_(weight: Tensor, sigma: Tensor, seed: Tensor, *place: int) -> None:
     """torch.ops.quaver.perturb_ in Triton."""
     dense = weight.contiguous()
-    _perturb_into(dense, dense, sigma, seed, *place)
+    perturb_into(dense, dense, sigma, seed, *place)
     if dense is not weight:
         weight.copy_(dense)
 

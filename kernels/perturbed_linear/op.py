@@ -16,6 +16,7 @@ from .tuning import CUDA_ORDER, MISSING
 _PLACE = "bool member_inputs, int stream, int domain, SymInt row_offset, SymInt column_offset, SymInt row_length"
 #: The number of arguments from member_inputs on: none of them has a gradient.
 _CONSTANTS = 6
+_TRITON = "quaver.kernels.perturbed_linear.triton_kernels"
 
 
 def _fake_linear(
@@ -56,13 +57,13 @@ _ops.define(
     "perturbed_linear(Tensor x, Tensor weight, Tensor? bias, Tensor sigma, Tensor? bias_sigma, Tensor seed, "
     f"{_PLACE}) -> Tensor",
     _fake_linear,
-    None,
+    _TRITON,
 )
 # grad has the shape of perturbed_linear's result; the result has x's.
 _ops.define(
     f"perturbed_linear_input_gradient(Tensor grad, Tensor weight, Tensor sigma, Tensor seed, {_PLACE}) -> Tensor",
     _fake_input_gradient,
-    None,
+    _TRITON,
 )
 # The results have the shapes of weight, sigma, bias and bias_sigma; those that are not needed are of shape [0].
 _ops.define(
@@ -70,7 +71,7 @@ _ops.define(
     "Tensor? bias_sigma, Tensor seed, bool need_weight, bool need_sigma, bool need_bias, bool need_bias_sigma, "
     f"{_PLACE}) -> (Tensor, Tensor, Tensor, Tensor)",
     _fake_parameter_gradient,
-    None,
+    _TRITON,
 )
 
 
@@ -166,7 +167,7 @@ class _Family:
         return of_grad, of_x, *[None] * (9 + _CONSTANTS)
 
 
-_families = {"cpp": _Family("cpp")}
+_families = {backend: _Family(backend) for backend in ("cpp", "triton")}
 
 
 def run(arguments: Arguments) -> Tensor:

@@ -159,10 +159,8 @@ def tile_place(tile, row, row_length, group, skip, WIDTH: tl.constexpr, GROUPS: 
 
 
 @triton.jit
-def noise(
-    groups, seeds, member, low, high, stream, domain, KIND: tl.constexpr, WIDTH: tl.constexpr, SIZE: tl.constexpr
-):
-    """The elements of `groups` of a member's source. Its seed is seeds[member], or the two words if seeds is None."""
+def key_of(seeds, member, low, high):
+    """A member's key (two uint32 words): seeds[member], or the two words if seeds is None."""
     if seeds is None:
         key_low = low.to(tl.uint32, bitcast=True)
         key_high = high.to(tl.uint32, bitcast=True)
@@ -170,9 +168,37 @@ def noise(
         seed = tl.load(seeds + member)
         key_low = seed.to(tl.uint32)
         key_high = (seed >> 32).to(tl.uint32)
+    return key_low, key_high
+
+
+@triton.jit
+def noise(
+    groups, seeds, member, low, high, stream, domain, KIND: tl.constexpr, WIDTH: tl.constexpr, SIZE: tl.constexpr
+):
+    """The elements of `groups` of a member's source. Its seed is seeds[member], or the two words if seeds is None."""
+    key_low, key_high = key_of(seeds, member, low, high)
     stream_word = stream.to(tl.uint32, bitcast=True)
     domain_word = domain.to(tl.uint32, bitcast=True)
     return elements(groups, stream_word, domain_word, key_low, key_high, KIND, WIDTH, SIZE)
+
+
+@triton.jit
+def noise_of(element, stream, domain, low, high, KIND: tl.constexpr):
+    """Single elements (uint64), wherever they are: a block of Philox each, for the few of a bias."""
+    stream_word = stream.to(tl.uint32, bitcast=True)
+    domain_word = domain.to(tl.uint32, bitcast=True)
+    if KIND == RADEMACHER:
+        x0, x1, x2, x3 = philox(element >> 7, stream_word, domain_word, low, high)
+        within = (element & 127).to(tl.uint32)
+    else:
+        x0, x1, x2, x3 = four_elements(element >> 2, stream_word, domain_word, low, high, KIND)
+        within = (element & 3).to(tl.uint32) << 5
+    first = tl.where((within & 32) != 0, x1, x0)
+    second = tl.where((within & 32) != 0, x3, x2)
+    made = tl.where((within & 64) != 0, second, first)
+    if KIND == RADEMACHER:
+        made = (((made >> (within & 31)) << 31) ^ 0xBF800000).to(tl.float32, bitcast=True)
+    return made
 
 
 @triton.jit
