@@ -79,19 +79,27 @@ def assert_as_accurate_as_eager(
     assert error(ours) <= allowed, f"{what}: an error of {error(ours):.3g}, allowed {allowed:.3g}"
 
 
-def assert_result_as_accurate_as_eager(case: Case, dtype: torch.dtype, backend: str = "cpp") -> None:
-    """For products: forward."""
-    got, eager = run(case, dtype, backend), run(case, dtype, "reference")
+def assert_result_as_accurate_as_eager(
+    case: Case, dtype: torch.dtype, backend: str = "cpp", device: torch.device = CPU
+) -> None:
+    """For products: forward, on any device against the reference on the CPU."""
+    got, eager = run(case, dtype, backend, device), run(case, dtype, "reference")
     assert got.is_contiguous()
+    assert got.device == device
+    got = got.to(CPU)
     wide = run(at_same_inputs(case, dtype), torch.float64, "reference")
     assert_as_accurate_as_eager(dtype, [got], [eager], [wide], f"{case}, result")
 
 
 def assert_gradients_as_accurate_as_eager(
-    case: Case, dtype: torch.dtype, backend: str = "cpp", draws: Iterable[int] = range(3, 9)
+    case: Case,
+    dtype: torch.dtype,
+    backend: str = "cpp",
+    draws: Iterable[int] = range(3, 9),
+    device: torch.device = CPU,
 ) -> None:
     """For products: the gradients of all differentiable inputs, for several gradients of the output."""
-    got = [gradients(case, dtype, backend, draw=draw) for draw in draws]
+    got = [gradients(case, dtype, backend, draw=draw, device=device) for draw in draws]
     eager = [gradients(case, dtype, "reference", draw=draw) for draw in draws]
     same = at_same_inputs(case, dtype)
     wide = [gradients(same, torch.float64, "reference", dtype, draw) for draw in draws]
@@ -111,9 +119,11 @@ def poisoned_memory() -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
-def differentiable_inputs(case: Case, dtype: torch.dtype) -> tuple[list[Tensor], Callable[..., Tensor]]:
+def differentiable_inputs(
+    case: Case, dtype: torch.dtype, device: torch.device = CPU
+) -> tuple[list[Tensor], Callable[..., Tensor]]:
     """The inputs that have gradients, as leaves, and the case's function of them."""
-    inputs = case.inputs(dtype, CPU)
+    inputs = case.inputs(dtype, device)
     leaves = [inputs[name].detach().clone().requires_grad_() for name in case.differentiable]
 
     def function(*tensors: Tensor) -> Tensor:
@@ -122,9 +132,9 @@ def differentiable_inputs(case: Case, dtype: torch.dtype) -> tuple[list[Tensor],
     return leaves, function
 
 
-def assert_gradients(case: Case, backend: str) -> None:
+def assert_gradients(case: Case, backend: str, device: torch.device = CPU) -> None:
     """gradcheck and gradgradcheck in float64 through the backend's own kernels."""
-    leaves, function = differentiable_inputs(case, torch.float64)
+    leaves, function = differentiable_inputs(case, torch.float64, device)
     with use_backend(backend):
         large = function(*leaves).numel() + sum(leaf.numel() for leaf in leaves) > 500
         assert gradcheck(function, leaves, fast_mode=large)
@@ -132,17 +142,22 @@ def assert_gradients(case: Case, backend: str) -> None:
 
 
 def gradients(
-    case: Case, dtype: torch.dtype, backend: str, rounded: torch.dtype | None = None, draw: int = 3
+    case: Case,
+    dtype: torch.dtype,
+    backend: str,
+    rounded: torch.dtype | None = None,
+    draw: int = 3,
+    device: torch.device = CPU,
 ) -> list[Tensor]:
     """The gradients of the case's inputs for a fixed, uneven gradient of its output, rounded to `rounded` if given."""
-    leaves, function = differentiable_inputs(case, dtype)
+    leaves, function = differentiable_inputs(case, dtype, device)
     with use_backend(backend):
         out = function(*leaves)
     generator = torch.Generator().manual_seed(draw)
     weights = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(rounded or out.dtype).to(out.dtype)
     # Outside use_backend: the choice was carried along.
-    out.backward(weights)
-    return [leaf.grad for leaf in leaves if leaf.grad is not None]
+    out.backward(weights.to(device))
+    return [leaf.grad.to(CPU) for leaf in leaves if leaf.grad is not None]
 
 
 def assert_gradients_equal_reference(case: Case, dtype: torch.dtype, backend: str = "cpp") -> None:

@@ -119,8 +119,10 @@ def test_gradients_are_as_accurate_as_eager(run: Run, case: Case, dtype: torch.d
     eager = [expected_gradients(arguments, grad) for grad in draws]
     wide = [expected_gradients(widened(arguments), grad) for grad in draws]
     for name in got[0]:
-        assert all(found[name].isfinite().all() for found in got), name
-        # Eager's float16 overflows on the way to the sigmas of "large" weights: such a draw bounds nothing.
+        # A gradient of "large" weights may be more than float16 holds; and eager's overflows on the way to sigma's.
+        holds = 0.99 * torch.finfo(dtype).max
+        for found, exact in zip(got, wide, strict=True):
+            assert (found[name].isfinite() | (exact[name].abs() > holds)).all(), name
         bounded = [i for i in range(len(draws)) if eager[i][name].isfinite().all()]
         parts = ([every[i][name] for i in bounded] for every in (got, eager, wide))
         if bounded:

@@ -20,10 +20,22 @@ DRAWS = (3, 4)
 SEEDS = torch.tensor([3, -4, 2**40 + 2**31])
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 #: Cases of a second or two in the interpreter (30 ms a tile of noise), each in one dtype in turn; the slow tests have all.
-QUICK = (
-    "one no-rows no-columns no-features few-rows transposed strided master shard far population-few population-shared "
-    "population-of-sigma population-of-none"
-).split()
+QUICK = [
+    "one",
+    "no-rows",
+    "no-columns",
+    "no-features",
+    "few-rows",
+    "transposed",
+    "strided",
+    "master",
+    "shard",
+    "far",
+    "population-few",
+    "population-shared",
+    "population-of-sigma",
+    "population-of-none",
+]
 ROTATED = [
     pytest.param(
         *(case, dtype),

@@ -11,7 +11,7 @@ from .._backends import choose, transformed
 from .._seeds import Seed
 from . import reference
 from .arguments import Arguments, checked
-from .tuning import CUDA_ORDER, MISSING
+from .tuning import CUDA_ORDER
 
 _PLACE = "bool member_inputs, int stream, int domain, SymInt row_offset, SymInt column_offset, SymInt row_length"
 #: The number of arguments from member_inputs on: none of them has a gradient.
@@ -167,13 +167,14 @@ class _Family:
         return of_grad, of_x, *[None] * (9 + _CONSTANTS)
 
 
-_families = {backend: _Family(backend) for backend in ("cpp", "triton")}
+_compiled = _Family("")
+_families = {"cpp": _compiled, "cuda": _compiled, "triton": _Family("triton")}
 
 
 def run(arguments: Arguments) -> Tensor:
     """perturbed_linear of checked arguments, on the backend that is chosen for them."""
     device = arguments.weight.device
-    backend = "reference" if transformed() else choose(device, CUDA_ORDER, MISSING)
+    backend = "reference" if transformed() else choose(device, CUDA_ORDER)
     return reference.perturbed_linear(*arguments) if backend == "reference" else _families[backend].linear(*arguments)
 
 

@@ -9,9 +9,7 @@ from typing import NamedTuple
 import torch
 
 #: The order of backends on a GPU.
-CUDA_ORDER: tuple[str, ...] = ("triton",)
-#: The backends without a kernel, and why.
-MISSING = {"cuda": "perturbed_linear has no CUDA C++ kernel yet"}
+CUDA_ORDER = ("cuda", "triton")
 
 #: Triton: programs that a launch aims at, two for each of an H100's 132 processors: sums are cut into parts until there
 #: are as many. A constant, so that results have the same bits on every card.
