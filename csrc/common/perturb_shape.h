@@ -1,5 +1,6 @@
 // What the perturb ops compute on, derived from their arguments once for the CPU and for CUDA.
 #pragma once
+#include "common/host_device.h"
 #include "common/tensor.h"
 
 namespace quaver {
@@ -22,7 +23,7 @@ struct Placement {
       : Placement(weight.sizes().data() + first_dimension, weight.dim() - first_dimension, row_offset, column_offset,
                   row_length) {}
 
-  int64_t size() const { return rows * columns; }
+  QUAVER_HD int64_t size() const { return rows * columns; }
   // Rows follow each other without a gap: the block is one run of elements.
   bool is_one_run() const { return row_length == columns; }
 };
