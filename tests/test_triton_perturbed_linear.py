@@ -19,7 +19,7 @@ BY_NAME = {case.name: case for case in CASES}
 DRAWS = (3, 4)
 SEEDS = torch.tensor([3, -4, 2**40 + 2**31])
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-#: Cases of a second or two in the interpreter (30 ms a tile of noise), each in one dtype in turn; the slow tests have all.
+#: Cases of a second or two in the interpreter (30 ms a tile of noise), each in one dtype in turn; slow tests have all.
 QUICK = [
     "one",
     "no-rows",

@@ -2,71 +2,23 @@
 #include "common/linear_shape.h"
 #include "cuda/few_rows.cuh"
 #include "cuda/gemm.cuh"
+#include "cuda/library_product.h"
 #include "cuda/linear_gradient.cuh"
+#include "cuda/linear_weights.h"
 
 namespace {
 
 using namespace quaver;
-using torch::stable::contiguous;
+using gpu::Biases;
+using gpu::Weights;
 using torch::stable::new_empty;
 
-// Perturbed weights of several members exist at a time up to this size; more are made in turns.
-#ifdef __CUDACC__
-constexpr int64_t kTransientBytes = 256 << 20;
-#else
-constexpr int64_t kTransientBytes = 8 << 10;  // so that the emulator's small tests take turns
-#endif
 // Blocks that fill any GPU: a depth is split among more of them where there are fewer.
 constexpr int64_t kEnoughBlocks = 264;
 // Blocks of few rows that make the noise of their weights again: it costs less than to store it. See tuning.py.
 constexpr int64_t kRemade = 1, kRemadeSigns = 4;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// What all three ops know of the weights and their noise.
-struct Weights {
-  Tensor weight, sigma, seed;
-  Placement place;
-  SigmaShape shape;
-  int64_t stream, domain, population;
-
-  Weights(const Tensor& weight_, const Tensor& sigma_, const Tensor& seed, const Tensor& x, int64_t stream,
-          int64_t domain, int64_t row_offset, int64_t column_offset, int64_t row_length)
-      : weight(contiguous(weight_)),
-        sigma(contiguous(sigma_)),
-        seed(seed),
-        place(weight, 0, row_offset, column_offset, row_length),
-        shape(sigma, place, members(seed)),
-        stream(stream),
-        domain(domain),
-        population(members(seed)) {
-    const ScalarType wide = compute_dtype(x.scalar_type());
-    STD_TORCH_CHECK(weight.dim() == 2, "quaver: weight must be [N, K]");
-    STD_TORCH_CHECK(sigma.scalar_type() == wide, "quaver: sigma has the wrong dtype");
-    STD_TORCH_CHECK(weight.scalar_type() == x.scalar_type() || (x.element_size() == 2 && weight.scalar_type() == wide),
-                    "quaver: weight has the wrong dtype");
-    gpu::check_same_device(weight, x);
-  }
-
-  gpu::Seeds seeds() const { return gpu::seeds_of(seed, weight, stream, domain); }
-  bool of_signs() const { return (domain & 0xff) == kRademacher; }
-  // Members whose weights are perturbed at a time.
-  int64_t turn() const {
-    const int64_t bytes = std::max<int64_t>(1, place.size() * int64_t(weight.element_size()));
-    return std::clamp<int64_t>(kTransientBytes / bytes, 1, 65535);
-  }
-  // [count, N, K] of x's dtype.
-  Tensor perturbed(const Tensor& x, int64_t first, int64_t count) const {
-    Tensor out = new_empty(x, {count, place.rows, place.columns});
-    gpu::perturb_members(out, weight, sigma, seed, place, stream, domain, first, count);
-    return out;
-  }
-};
-
-template <class F>
-void dispatch_half(ScalarType dtype, F&& f) {
-  dtype == ScalarType::BFloat16 ? f(bfloat16{}) : f(float16{});
-}
 
 template <class T>
 gpu::Operand<T> operand(const Rows& x) {
@@ -77,38 +29,6 @@ gpu::Operand<T> by_depth(gpu::Operand<T> from) {
   std::swap(from.rows, from.depth);
   return from;
 }
-
-// The bias of each member, [P or 1, N] of x's dtype.
-struct Biases {
-  std::optional<Tensor> values;
-  int64_t member_stride = 0;
-
-  Biases(const OptionalTensor& bias_, const OptionalTensor& sigma, const Tensor& x, const Tensor& seed, int64_t stream,
-         int64_t domain, int64_t row_offset) {
-    if (!bias_) return;
-    const Tensor bias = contiguous(*bias_);
-    gpu::check_same_device(bias, x);
-    const int64_t size = bias.numel();
-    if (sigma) {
-      Tensor out = new_empty(x, {members(seed), size});
-      const Placement place(bias, 0, 0, row_offset, row_offset + size);
-      gpu::perturb_members(out, bias, contiguous(*sigma), seed, place, stream, domain + 256, 0, members(seed));
-      values = out;
-      member_stride = size;
-    } else if (bias.scalar_type() == x.scalar_type()) {
-      values = bias;
-    } else {
-      Tensor out = new_empty(x, {size});
-      torch::stable::copy_(out, bias);
-      values = out;
-    }
-  }
-
-  template <class T>
-  const T* data() const {
-    return values ? gpu::input<T>(*values) : nullptr;
-  }
-};
 
 // ---- products ------------------------------------------------------------------------------------------------------
 template <bool kAByDepth, bool kBByDepth, class T>
@@ -241,7 +161,12 @@ Tensor perturbed_linear(const Tensor& x_, const Tensor& weight, OptionalTensor b
     } else {
       if (x.rows <= gpu::kDotRows) return dot_rows(out, rows, weights, biases);
     }
-    many_rows(out, rows, weights, biases);
+    // One member's product is the library's; those of a population, of whatever size, and their biases are ours.
+    if (!is_population(seed) && x.columns > 0) {
+      out = gpu::library_linear(x_, weights.perturbed_matrix(x_), biases.vector());
+    } else {
+      many_rows(out, rows, weights, biases);
+    }
   });
   return out;
 }
@@ -307,7 +232,11 @@ Tensor perturbed_linear_input_gradient(const Tensor& grad_, const Tensor& weight
         return few_rows_input_gradient(out, rows, weights, summed);
       }
     }
-    many_rows_input_gradient(out, rows, weights, summed);
+    if (!population) {
+      out = torch::stable::matmul(grad_, weights.perturbed_matrix(grad_));
+    } else {
+      many_rows_input_gradient(out, rows, weights, summed);
+    }
   });
   return out;
 }
@@ -414,7 +343,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> perturbed_linear_parameter_gradient(
   Tensor of_bias_sigma = like(need_bias_sigma ? *bias_sigma : sigma, need_bias_sigma);
   dispatch_floating(x_.scalar_type(), "perturbed_linear_parameter_gradient", [&](auto element) {
     using T = decltype(element);
-    if (need_weight || need_sigma) {
+    const bool flat = (!is_population(seed) || member_inputs) && grad.columns > 0 && x.columns > 0;
+    if (need_weight && !need_sigma && flat && gpu::library_makes(x_, weight.scalar_type())) {
+      const auto matrix = [](const Tensor& of, int64_t columns) {
+        return torch::stable::reshape(of, std::vector<int64_t>{columns ? of.numel() / columns : 0, columns});
+      };
+      const Tensor left = torch::stable::transpose(matrix(grad_, grad.columns), 0, 1);
+      of_weight = gpu::library_product(left, matrix(x_, x.columns), weight.scalar_type());
+    } else if (need_weight || need_sigma) {
       const Weights weights(weight, sigma, seed, x_, stream, domain, row_offset, column_offset, row_length);
       weight_gradient<T>(need_weight ? &of_weight : nullptr, need_sigma ? &of_sigma : nullptr, grad, x, weights);
     }

@@ -1,10 +1,25 @@
 """The gradients of perturbed_linear's weights in Triton: grad^T x, and its sums with noise that is made again."""
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from ..perturb.triton_kernels import ELEMENT, MEMBER, ROW
-from ..philox.triton_kernels import key_of
+from .._seeds import compute_dtype
+from .._triton import launch
+from ..perturb.triton_kernels import (
+    ELEMENT,
+    MEMBER,
+    ROW,
+    members_of,
+    perturb_sigma_gradient,
+    sigma_kind,
+    sum_partials_kernel,
+)
+from ..perturb.tuning import TRITON_SUM_BLOCK
+from ..philox.triton_kernels import key_of, source_arguments
+from . import tuning
+from .triton_launch import Bias, Place, Rows, shares, sum_parts
 from .triton_products import COUNTS, VALUES, tile_columns, tile_noise, tile_rows
 
 #: What the kernel is told of sigma when its gradient is not wanted.
@@ -165,3 +180,149 @@ def sum_rows_kernel(
         mask = (sample < samples)[:, None] & (column < size)[None, :]
         total += tl.load(source + sample[:, None] * grad_row, mask=mask, other=0.0).to(compute)
     tl.store(partial + (member * blocks + block) * size + column, tl.sum(total, 0), mask=column < size)
+
+
+def _library_product(grad: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """grad^T x over samples and members, [P, M, N] and [P, M, K], by torch's GEMM, in x's dtype or the wider one."""
+    left, right = grad.flatten(0, 1).t(), x.flatten(0, 1)
+    if dtype == x.dtype:
+        return torch.mm(left, right)
+    if x.device.type == "cuda":
+        return torch.mm(left, right, out_dtype=dtype)
+    return torch.mm(left.to(dtype), right.to(dtype))
+
+
+def _weight_gradients(
+    of_weight: Tensor | None,
+    of_sigma: Tensor | None,
+    grad: Rows,
+    x: Rows,
+    samples: int,
+    shape: tuple[int, int],
+    seed: Tensor,
+    stream: int,
+    domain: int,
+    offsets: tuple[int, ...],
+) -> None:
+    (rows, columns), members, device = shape, members_of(seed), x.tensor.device
+    kind, shared, distribution = NONE, False, domain & 255
+    place = Place(0, 0, columns, 4, 1)
+    if of_sigma is not None:
+        kind, shared = sigma_kind(of_sigma, shape), members_of(of_sigma) == 1
+        place = Place.of(rows, x.tensor.dtype, distribution, offsets)
+    tile = tuning.triton_gradient_tile(x.tensor.dtype, of_sigma is not None)
+    row_tiles, column_tiles = place.row_tiles(rows, tile.rows), place.column_tiles(columns, tile.columns)
+    programs = row_tiles * column_tiles * place.classes
+    sets, together = shares(members, programs)
+    # The samples of a member are cut only where nothing else makes enough programs, and its gradients add up later.
+    apart = kind is ELEMENT and not shared
+    blocks, steps = (
+        (1, triton.cdiv(samples, tile.samples))
+        if apart
+        else shares(triton.cdiv(samples, tile.samples), programs * sets)
+    )
+    parts = sets * blocks
+    wide = compute_dtype(x.tensor.dtype)
+
+    def partial(out: Tensor | None, shape: tuple[int, ...], needed: bool) -> Tensor | None:
+        return torch.empty(shape, dtype=wide, device=device) if out is not None and needed else out
+
+    weight_to = partial(of_weight, (parts, rows, columns), parts > 1)
+    if kind is ELEMENT:
+        sigma_to = partial(of_sigma, (parts, rows, columns), shared and parts > 1)
+    else:
+        values, terms = (rows, column_tiles * blocks) if kind is ROW else (1, programs * blocks)
+        sigma_to = partial(of_sigma, (members, values, terms), True)
+    source = source_arguments(seed, stream, domain)
+    launch(
+        weight_gradient_kernel,
+        (programs * parts,),
+        *(weight_to, sigma_to, *grad, *x, samples, rows, columns, *source),
+        *(place.group, place.skip, place.row_length, members, together),
+        *(place.classes, row_tiles, column_tiles, blocks, steps * tile.samples),
+        SIGMA=kind.value,
+        SHARED=shared,
+        EVEN=place.even(rows, columns, (tile.rows, tile.columns)),
+        KIND=distribution,
+        WIDTH=place.width,
+        BLOCK=tile.samples,
+        ROWS=tile.rows,
+        COLUMNS=tile.columns,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
+    for out, made in ((of_weight, weight_to), (of_sigma if kind is ELEMENT else None, sigma_to)):
+        if out is not None and made is not None and made is not out:
+            sum_parts(out, made, (parts, 1, rows, columns), Bias(), source, distribution)
+    if of_sigma is not None and sigma_to is not None and kind is not ELEMENT:
+        count = members if shared else 1
+        launch(
+            sum_partials_kernel, (of_sigma.numel(),), of_sigma, sigma_to, count, values, terms, BLOCK=TRITON_SUM_BLOCK
+        )
+
+
+def _sum_rows(grad: Rows, samples: int, members: int, size: int) -> Tensor:
+    """The sums over samples, [members, size], in float32 or float64."""
+    block, columns = tuning.TRITON_SUM_TILE
+    tiles, dtype, device = triton.cdiv(size, columns), compute_dtype(grad.tensor.dtype), grad.tensor.device
+    blocks, length = shares(triton.cdiv(samples, block), members * tiles)
+    out = torch.empty((members, size), dtype=dtype, device=device)
+    if out.numel() == 0:
+        return out
+    partial = out if blocks == 1 else torch.empty((members, blocks, size), dtype=dtype, device=device)
+    grid, constants = (members * blocks * tiles,), {"BLOCK": block, "COLUMNS": columns}
+    launch(sum_rows_kernel, grid, partial, *grad, samples, size, blocks, tiles, length * block, **constants)
+    if blocks > 1:
+        launch(sum_partials_kernel, (out.numel(),), out, partial, blocks, size, 1, BLOCK=TRITON_SUM_BLOCK)
+    return out
+
+
+def perturbed_linear_parameter_gradient(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    sigma: Tensor,
+    bias_sigma: Tensor | None,
+    seed: Tensor,
+    need_weight: bool,
+    need_sigma: bool,
+    need_bias: bool,
+    need_bias_sigma: bool,
+    member_inputs: bool,
+    *place: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """torch.ops.quaver.perturbed_linear_parameter_gradient in Triton."""
+    stream, domain, *offsets = place
+    shape = weight.shape[0], weight.shape[1]
+    grads, samples = Rows.of(grad, seed.dim() > 0)
+    inputs, _ = Rows.of(x, member_inputs)
+
+    def result(like: Tensor | None, needed: bool) -> Tensor | None:
+        return torch.empty(like.shape, dtype=like.dtype, device=x.device) if needed and like is not None else None
+
+    of_weight = of_sigma = None
+    many = samples > tuning.triton_fused_rows(x.dtype, domain & 255)
+    if need_weight and not need_sigma and inputs.tensor.shape[0] == grads.tensor.shape[0]:
+        of_weight = _library_product(grads.tensor, inputs.tensor, weight.dtype)
+    elif need_sigma and many and grads.tensor.shape[0] == 1:
+        # The product is written once, in the type it was added up in, and read for its sums with the noise.
+        product = _library_product(grads.tensor, inputs.tensor, sigma.dtype)
+        of_weight = product.to(weight.dtype) if need_weight else None
+        of_sigma = perturb_sigma_gradient(product.reshape(*seed.shape, *shape), sigma, seed, *place)
+    elif need_weight or need_sigma:
+        of_weight, of_sigma = result(weight, need_weight), result(sigma, need_sigma)
+        _weight_gradients(of_weight, of_sigma, grads, inputs, samples, shape, seed, stream, domain, tuple(offsets))
+    of_bias, of_bias_sigma = result(bias, need_bias), None
+    if need_bias or need_bias_sigma:
+        members = members_of(seed)
+        sums = _sum_rows(grads, samples, members, shape[0])
+        if of_bias is not None:
+            sum_parts(of_bias, sums, (members, 1, 1, shape[0]), Bias(), source_arguments(seed, 0, 0), 0)
+        if need_bias_sigma and bias_sigma is not None:
+            bias_place = (stream, domain + 256, 0, offsets[0], offsets[0] + shape[0])
+            of_bias_sigma = perturb_sigma_gradient(sums.reshape(*seed.shape, shape[0]), bias_sigma, seed, *bias_place)
+    nothing = [torch.empty(0, dtype=like.dtype, device=x.device) for like in (weight, sigma, weight, sigma)]
+    made = (of_weight, of_sigma, of_bias, of_bias_sigma)
+    first, second, third, fourth = (a if a is not None else b for a, b in zip(made, nothing, strict=True))
+    return first, second, third, fourth

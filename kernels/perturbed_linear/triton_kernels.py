@@ -1,139 +1,26 @@
 """perturbed_linear and its gradients in Triton: few rows make W' as W is read, many write it once for torch's GEMM."""
 
-import math
-from typing import Any, NamedTuple
-
 import torch
 import triton
 from torch import Tensor
 
-from .._seeds import compute_dtype, signed
+from .._seeds import compute_dtype
 from .._triton import launch
-from ..perturb.triton_kernels import (
-    ELEMENT,
-    ROW,
-    members_of,
-    perturb_into,
-    perturb_sigma_gradient,
-    sigma_kind,
-    sum_partials_kernel,
-)
-from ..perturb.tuning import TRITON_SUM_BLOCK
-from ..philox.triton_kernels import scalar_words, source_arguments
+from ..perturb.triton_kernels import members_of, perturb_into, sigma_kind
+from ..philox.triton_kernels import source_arguments
 from . import tuning
-from .triton_gradients import NONE, sum_rows_kernel, weight_gradient_kernel
-from .triton_products import NO_BIAS, NOISY, PLAIN, product_kernel, sum_parts_kernel
-
-
-class _Rows(NamedTuple):
-    """The samples of x or of a gradient as the kernels take them: tensor, strides of members, samples and columns."""
-
-    tensor: Tensor
-    member: int
-    row: int
-    column: int
-
-    @staticmethod
-    def of(x: Tensor, of_members: bool) -> tuple["_Rows", int]:
-        """Those of x [.., K], or of members' [P, .., K]; and their number. Copied where strides can't tell them."""
-        lead = x.shape[1:-1] if of_members else x.shape[:-1]
-        samples = torch.Size(lead).numel()
-        x = x.reshape(x.shape[0] if of_members else 1, samples, x.shape[-1])
-        return _Rows(x, x.stride(0) if of_members else 0, x.stride(1), x.stride(2)), samples
-
-
-class _Place(NamedTuple):
-    """Where W gets its noise from, and how its tiles are cut."""
-
-    group: int
-    skip: int
-    row_length: int
-    width: int
-    classes: int
-
-    @staticmethod
-    def of(rows: int, dtype: torch.dtype, distribution: int, offsets: tuple[int, ...]) -> "_Place":
-        """offsets: row_offset, column_offset, row_length; dtype: of the weight."""
-        row_offset, column_offset, row_length = offsets
-        widths = tuning.triton_widths(dtype, distribution)
-        width = next((size for size in widths if row_length % size == 0), 4)
-        first = row_offset * row_length + column_offset
-        # The rows that start at the same place in a group follow each other at this distance.
-        classes = width // math.gcd(width, row_length)
-        return _Place(signed(first // width), first % width, row_length, width, max(1, min(classes, rows)))
-
-    def column_tiles(self, columns: int, size: int) -> int:
-        """Tiles of `size` columns that cover a row; a row that may start inside a group has one group more."""
-        aligned = self.skip == 0 and self.classes == 1
-        return int(triton.cdiv(columns + (0 if aligned else self.width - 1), size))
-
-    def row_tiles(self, rows: int, size: int) -> int:
-        """Tiles of `size` rows that cover the rows of a class."""
-        return int(triton.cdiv(triton.cdiv(rows, self.classes), size))
-
-    def even(self, rows: int, columns: int, tile: tuple[int, int]) -> bool:
-        """Whether tiles cover W and nothing else."""
-        return self.skip == 0 and self.classes == 1 and rows % tile[0] == 0 and columns % tile[1] == 0
-
-
-def _shares(steps: int, programs: int) -> tuple[int, int]:
-    """How many programs share the steps of a sum, and how many each has, where there are `programs` without that."""
-    wanted = max(1, min(steps, tuning.TRITON_PROGRAMS // max(1, programs)))
-    length = max(1, triton.cdiv(steps, wanted))
-    return max(1, triton.cdiv(steps, length)), length
-
-
-def _sigma_arguments(sigma: Tensor) -> tuple[Tensor | None, int, int, int]:
-    """The kernels' sigmas, sigma_low, sigma_high and sigma_stride."""
-    if sigma.dim() == 0 and sigma.device.type == "cpu":
-        return None, *scalar_words(sigma.item(), sigma.dtype), 0
-    sigma = sigma.contiguous()
-    return sigma, 0, 0, 0 if sigma.dim() == 0 or sigma.shape[0] == 1 else sigma[0].numel()
-
-
-class _Bias(NamedTuple):
-    """The kernels' parameters from bias to row_offset, and their constexpr BIAS."""
-
-    bias: Tensor | None = None
-    sigmas: Tensor | None = None
-    low: int = 0
-    high: int = 0
-    stride: int = 0
-    step: int = 0
-    row_offset: int = 0
-    kind: int = NO_BIAS.value
-
-    @staticmethod
-    def of(bias: Tensor | None, sigma: Tensor | None, row_offset: int) -> "_Bias":
-        if bias is None:
-            return _Bias()
-        if sigma is None:
-            return _Bias(bias.contiguous(), kind=PLAIN.value)
-        step = int(sigma.dim() > 0 and sigma.shape[-1] > 1)
-        return _Bias(bias.contiguous(), *_sigma_arguments(sigma), step, signed(row_offset), NOISY.value)
-
-
-def _sum_parts(
-    out: Tensor, partial: Tensor, shape: tuple[int, int, int, int], bias: _Bias, source: Any, distribution: int
-) -> None:
-    """out: the sum of partial; shape: parts, members, samples, size."""
-    parts, members, samples, size = shape
-    block, columns = tuning.TRITON_SUM_TILE
-    blocks = triton.cdiv(samples, block)
-    grid = (members * blocks * triton.cdiv(size, columns),)
-    constants = {"BIAS": bias.kind, "KIND": distribution, "BLOCK": block, "COLUMNS": columns}
-    launch(
-        sum_parts_kernel, grid, out, partial, parts, samples, size, *bias[:-1], *source, members, blocks, **constants
-    )
+from .triton_gradients import perturbed_linear_parameter_gradient
+from .triton_launch import Bias, Place, Rows, shares, sigma_arguments, sum_parts
+from .triton_products import NO_BIAS, product_kernel
 
 
 def _fused(
     out: Tensor,
-    x: _Rows,
+    x: Rows,
     samples: int,
     weight: Tensor,
     sigma: Tensor,
-    bias: _Bias,
+    bias: Bias,
     seed: Tensor,
     summed: bool,
     backward: bool,
@@ -144,14 +31,14 @@ def _fused(
     """x W'^T and the bias, or with `backward` x W', into out [members, samples, rows or columns], or one sum of all."""
     (rows, columns), distribution, members = weight.shape, domain & 255, members_of(seed)
     tile = tuning.triton_tile(x.tensor.dtype, distribution, samples, backward, members > 1)
-    place = _Place.of(rows, weight.dtype, distribution, offsets)
+    place = Place.of(rows, weight.dtype, distribution, offsets)
     row_tiles, column_tiles = place.row_tiles(rows, tile.rows), place.column_tiles(columns, tile.columns)
     tiles, steps = (column_tiles, row_tiles) if backward else (row_tiles, column_tiles)
     sets = triton.cdiv(members, 2) if members > 1 else members
     grid_sets, sequence = (1, sets) if summed else (sets, 1)
     blocks = triton.cdiv(samples, tile.samples)
     programs = grid_sets * blocks * place.classes * tiles
-    splits, length = _shares(steps * sequence, programs)
+    splits, length = shares(steps * sequence, programs)
     parts = splits * place.classes if backward else splits
     source = source_arguments(seed, stream, domain)
     kept = 1 if summed else members
@@ -161,8 +48,8 @@ def _fused(
     launch(
         product_kernel,
         (programs * splits,),
-        *(to, *x, samples, weight, *weight.stride(), rows, columns, *_sigma_arguments(sigma)),
-        *(bias if parts == 1 else _Bias())[:-1],
+        *(to, *x, samples, weight, *weight.stride(), rows, columns, *sigma_arguments(sigma)),
+        *(bias if parts == 1 else Bias())[:-1],
         *(*source, place.group, place.skip, place.row_length, members),
         *(grid_sets, sequence, place.classes, tiles, blocks, steps, length),
         BACKWARD=backward,
@@ -180,7 +67,7 @@ def _fused(
         num_stages=tile.stages,
     )
     if parts > 1:
-        _sum_parts(out, to, (parts, kept, samples, out.shape[-1]), bias, source, distribution)
+        sum_parts(out, to, (parts, kept, samples, out.shape[-1]), bias, source, distribution)
 
 
 def _chunks(members: int, weight: Tensor) -> list[slice]:
@@ -251,7 +138,7 @@ def perturbed_linear(
 ) -> Tensor:
     """torch.ops.quaver.perturbed_linear in Triton."""
     stream, domain, *offsets = place
-    rows, samples = _Rows.of(x, member_inputs)
+    rows, samples = Rows.of(x, member_inputs)
     lead = x.shape[1:-1] if member_inputs else x.shape[:-1]
     out = torch.empty((*seed.shape, *lead, weight.shape[0]), dtype=x.dtype, device=x.device)
     if out.numel() == 0:
@@ -260,7 +147,7 @@ def perturbed_linear(
     if samples > tuning.triton_fused_rows(x.dtype, domain & 255) and weight.shape[1] > 0:
         _linear_of_many(flat, rows.tensor, weight, bias, sigma, bias_sigma, seed, place)
     else:
-        of_bias = _Bias.of(bias, bias_sigma, offsets[0])
+        of_bias = Bias.of(bias, bias_sigma, offsets[0])
         _fused(flat, rows, samples, weight, sigma, of_bias, seed, False, False, stream, domain, tuple(offsets))
     return out
 
@@ -270,7 +157,7 @@ def perturbed_linear_input_gradient(
 ) -> Tensor:
     """torch.ops.quaver.perturbed_linear_input_gradient in Triton."""
     stream, domain, *offsets = place
-    rows, samples = _Rows.of(grad, seed.dim() > 0)
+    rows, samples = Rows.of(grad, seed.dim() > 0)
     lead = grad.shape[seed.dim() : -1]
     members, summed = members_of(seed), seed.dim() > 0 and not member_inputs
     out = torch.empty(
@@ -282,7 +169,7 @@ def perturbed_linear_input_gradient(
         return out.zero_()
     flat = out.view(1 if summed else members, samples, weight.shape[1])
     if samples <= tuning.triton_fused_rows(grad.dtype, domain & 255):
-        _fused(flat, rows, samples, weight, sigma, _Bias(), seed, summed, True, stream, domain, tuple(offsets))
+        _fused(flat, rows, samples, weight, sigma, Bias(), seed, summed, True, stream, domain, tuple(offsets))
         return out
     for chunk in _chunks(members, weight):
         some = seed if seed.dim() == 0 else seed[chunk]
@@ -295,133 +182,6 @@ def perturbed_linear_input_gradient(
         beside, below = grads.transpose(0, 1).flatten(1), weights.flatten(0, 1)
         flat[0].addmm_(beside, below, beta=int(chunk.start > 0))
     return out
-
-
-def _weight_gradients(
-    of_weight: Tensor | None,
-    of_sigma: Tensor | None,
-    grad: _Rows,
-    x: _Rows,
-    samples: int,
-    shape: tuple[int, int],
-    seed: Tensor,
-    stream: int,
-    domain: int,
-    offsets: tuple[int, ...],
-) -> None:
-    (rows, columns), members, device = shape, members_of(seed), x.tensor.device
-    kind, shared, distribution = NONE, False, domain & 255
-    place = _Place(0, 0, columns, 4, 1)
-    if of_sigma is not None:
-        kind, shared = sigma_kind(of_sigma, shape), members_of(of_sigma) == 1
-        place = _Place.of(rows, x.tensor.dtype, distribution, offsets)
-    tile = tuning.triton_gradient_tile(x.tensor.dtype, of_sigma is not None)
-    row_tiles, column_tiles = place.row_tiles(rows, tile.rows), place.column_tiles(columns, tile.columns)
-    programs = row_tiles * column_tiles * place.classes
-    sets, together = _shares(members, programs)
-    # The samples of a member are cut only where nothing else makes enough programs, and its gradients add up later.
-    apart = kind is ELEMENT and not shared
-    blocks, steps = (
-        (1, triton.cdiv(samples, tile.samples))
-        if apart
-        else _shares(triton.cdiv(samples, tile.samples), programs * sets)
-    )
-    parts = sets * blocks
-    wide = compute_dtype(x.tensor.dtype)
-
-    def partial(out: Tensor | None, shape: tuple[int, ...], needed: bool) -> Tensor | None:
-        return torch.empty(shape, dtype=wide, device=device) if out is not None and needed else out
-
-    weight_to = partial(of_weight, (parts, rows, columns), parts > 1)
-    if kind is ELEMENT:
-        sigma_to = partial(of_sigma, (parts, rows, columns), shared and parts > 1)
-    else:
-        values, terms = (rows, column_tiles * blocks) if kind is ROW else (1, programs * blocks)
-        sigma_to = partial(of_sigma, (members, values, terms), True)
-    source = source_arguments(seed, stream, domain)
-    launch(
-        weight_gradient_kernel,
-        (programs * parts,),
-        *(weight_to, sigma_to, *grad, *x, samples, rows, columns, *source),
-        *(place.group, place.skip, place.row_length, members, together),
-        *(place.classes, row_tiles, column_tiles, blocks, steps * tile.samples),
-        SIGMA=kind.value,
-        SHARED=shared,
-        EVEN=place.even(rows, columns, (tile.rows, tile.columns)),
-        KIND=distribution,
-        WIDTH=place.width,
-        BLOCK=tile.samples,
-        ROWS=tile.rows,
-        COLUMNS=tile.columns,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
-    )
-    for out, made in ((of_weight, weight_to), (of_sigma if kind is ELEMENT else None, sigma_to)):
-        if out is not None and made is not None and made is not out:
-            _sum_parts(out, made, (parts, 1, rows, columns), _Bias(), source, distribution)
-    if of_sigma is not None and sigma_to is not None and kind is not ELEMENT:
-        count = members if shared else 1
-        launch(
-            sum_partials_kernel, (of_sigma.numel(),), of_sigma, sigma_to, count, values, terms, BLOCK=TRITON_SUM_BLOCK
-        )
-
-
-def _sum_rows(grad: _Rows, samples: int, members: int, size: int) -> Tensor:
-    """The sums over samples, [members, size], in float32 or float64."""
-    block, columns = tuning.TRITON_SUM_TILE
-    tiles, dtype, device = triton.cdiv(size, columns), compute_dtype(grad.tensor.dtype), grad.tensor.device
-    blocks, length = _shares(triton.cdiv(samples, block), members * tiles)
-    out = torch.empty((members, size), dtype=dtype, device=device)
-    if out.numel() == 0:
-        return out
-    partial = out if blocks == 1 else torch.empty((members, blocks, size), dtype=dtype, device=device)
-    grid, constants = (members * blocks * tiles,), {"BLOCK": block, "COLUMNS": columns}
-    launch(sum_rows_kernel, grid, partial, *grad, samples, size, blocks, tiles, length * block, **constants)
-    if blocks > 1:
-        launch(sum_partials_kernel, (out.numel(),), out, partial, blocks, size, 1, BLOCK=TRITON_SUM_BLOCK)
-    return out
-
-
-def perturbed_linear_parameter_gradient(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    sigma: Tensor,
-    bias_sigma: Tensor | None,
-    seed: Tensor,
-    need_weight: bool,
-    need_sigma: bool,
-    need_bias: bool,
-    need_bias_sigma: bool,
-    member_inputs: bool,
-    *place: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """torch.ops.quaver.perturbed_linear_parameter_gradient in Triton."""
-    stream, domain, *offsets = place
-    shape = weight.shape[0], weight.shape[1]
-    grads, samples = _Rows.of(grad, seed.dim() > 0)
-    inputs, _ = _Rows.of(x, member_inputs)
-
-    def result(like: Tensor | None, needed: bool) -> Tensor | None:
-        return torch.empty(like.shape, dtype=like.dtype, device=x.device) if needed and like is not None else None
-
-    of_weight, of_sigma = result(weight, need_weight), result(sigma, need_sigma)
-    if need_weight or need_sigma:
-        _weight_gradients(of_weight, of_sigma, grads, inputs, samples, shape, seed, stream, domain, tuple(offsets))
-    of_bias, of_bias_sigma = result(bias, need_bias), None
-    if need_bias or need_bias_sigma:
-        members = members_of(seed)
-        sums = _sum_rows(grads, samples, members, shape[0])
-        if of_bias is not None:
-            _sum_parts(of_bias, sums, (members, 1, 1, shape[0]), _Bias(), source_arguments(seed, 0, 0), 0)
-        if need_bias_sigma and bias_sigma is not None:
-            bias_place = (stream, domain + 256, 0, offsets[0], offsets[0] + shape[0])
-            of_bias_sigma = perturb_sigma_gradient(sums.reshape(*seed.shape, shape[0]), bias_sigma, seed, *bias_place)
-    nothing = [torch.empty(0, dtype=like.dtype, device=x.device) for like in (weight, sigma, weight, sigma)]
-    made = (of_weight, of_sigma, of_bias, of_bias_sigma)
-    first, second, third, fourth = (a if a is not None else b for a, b in zip(made, nothing, strict=True))
-    return first, second, third, fourth
 
 
 def report_launches() -> None:
