@@ -52,9 +52,14 @@ SIGMA: list[Tensor] = []
 SEED: list[Tensor] = []
 
 
-def noise_alone(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The perturbed weight, written."""
-    return quaver.perturb(weight, SIGMA[0], SEED[0])
+def noise_on(backend: str) -> Call:
+    """The perturbed weight alone, written."""
+
+    def call(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        with use_backend(backend):
+            return quaver.perturb(weight, SIGMA[0], SEED[0])
+
+    return call
 
 
 def trained(call: Call) -> Callable[[Tensor, Tensor, Tensor], object]:
@@ -115,7 +120,8 @@ def measure(batch: int, shape: tuple[int, int], dtype: torch.dtype, training: bo
     check(x, weights[0][:256], bias[:256])
     calls: dict[str, Call] = {"cuda": on("cuda"), "triton": on("triton"), "naive": naive, "unperturbed": F.linear}
     if not training:
-        calls |= {"noise alone": noise_alone, "cuda, signs": on("cuda", "rademacher")}
+        calls |= {"noise alone": noise_on("cuda"), "noise alone, triton": noise_on("triton")}
+        calls |= {"cuda, signs": on("cuda", "rademacher")}
         calls |= {"triton, signs": on("triton", "rademacher")}
         if shape in ((448, 448), (4096, 4096)) and batch in (1, 256):
             torch.compiler.reset()
@@ -134,9 +140,7 @@ def measure(batch: int, shape: tuple[int, int], dtype: torch.dtype, training: bo
 
 
 def main(
-    match: Annotated[
-        list[str] | None, typer.Option(help="only rows whose name contains this; all must be there")
-    ] = None,
+    match: Annotated[list[str] | None, typer.Option(help="only rows that contain all of these")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the seconds to this file")] = None,
 ) -> None:
     """Print the table."""

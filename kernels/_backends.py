@@ -34,11 +34,8 @@ def use_backend(name: str) -> Iterator[None]:
         _forced.pop()
 
 
-@cache
-def _triton_error() -> str:
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
-    return ""
+# Looked up once, here: torch.compile traces `why_not`, and no further than it can.
+_TRITON_ERROR = "" if importlib.util.find_spec("triton") else "Triton is not installed"
 
 
 def why_not(backend: str, device: torch.device) -> str:
@@ -52,8 +49,8 @@ def why_not(backend: str, device: torch.device) -> str:
             return f"the CUDA library: {_library.CUDA.error}"
         return "" if device.type == "cuda" else f"the CUDA kernels run on a GPU, the tensors are on {device}"
     if backend == "triton":
-        if _triton_error():
-            return _triton_error()
+        if _TRITON_ERROR:
+            return _TRITON_ERROR
         if device.type == "cuda" or (device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
             return ""
         return f"the Triton kernels run on a GPU (or interpreted, TRITON_INTERPRET=1), the tensors are on {device}"

@@ -13,7 +13,7 @@ OPS = sorted(path.parent.name for path in (ROOT / "kernels").glob("*/op.py"))
 #: Of the CPU kernels' GEMM, which is no op of its own.
 SHARED = {"gemm", "models"}
 #: What imports Triton beside an op's triton_*.py.
-TRITON = {"_triton.py", "_resources.py", "_machine_code.py", "_gpu_model.py"}
+TRITON = {"_triton.py", "_resources.py", "_machine_code.py"}
 
 
 def test_there_are_ops() -> None:

@@ -26,10 +26,14 @@ class Arguments(NamedTuple):
     row_length: int
 
 
+#: The kinds of devices that have autocast, looked up once: torch 2.11 compiles no call of is_autocast_available.
+_AUTOCAST = frozenset(kind for kind in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(kind))
+
+
 def _autocast(x: Tensor) -> Tensor:
     """x in the dtype that autocast gives the inputs of a matrix product."""
     kind = x.device.type
-    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    if x.dtype == torch.float64 or kind not in _AUTOCAST or not torch.is_autocast_enabled(kind):
         return x
     return x.to(torch.get_autocast_dtype(kind))
 

@@ -11,7 +11,7 @@ from .._backends import choose, transformed
 from .._seeds import Seed
 from . import reference
 from .arguments import Arguments, checked
-from .tuning import CUDA_ORDER
+from .tuning import cuda_order
 
 _PLACE = "bool member_inputs, int stream, int domain, SymInt row_offset, SymInt column_offset, SymInt row_length"
 #: The number of arguments from member_inputs on: none of them has a gradient.
@@ -173,8 +173,9 @@ _families = {"cpp": _compiled, "cuda": _compiled, "triton": _Family("triton")}
 
 def run(arguments: Arguments) -> Tensor:
     """perturbed_linear of checked arguments, on the backend that is chosen for them."""
-    device = arguments.weight.device
-    backend = "reference" if transformed() else choose(device, CUDA_ORDER)
+    x, weight = arguments.x, arguments.weight
+    order = cuda_order(x.dtype, x.shape[:-1].numel(), weight.numel())
+    backend = "reference" if transformed() else choose(weight.device, order)
     return reference.perturbed_linear(*arguments) if backend == "reference" else _families[backend].linear(*arguments)
 
 

@@ -302,7 +302,7 @@ def perturbed_linear_parameter_gradient(
         return torch.empty(like.shape, dtype=like.dtype, device=x.device) if needed and like is not None else None
 
     of_weight = of_sigma = None
-    many = samples > tuning.triton_fused_rows(x.dtype, domain & 255)
+    many = samples > tuning.triton_fused_rows(x.dtype)
     if need_weight and not need_sigma and inputs.tensor.shape[0] == grads.tensor.shape[0]:
         of_weight = _library_product(grads.tensor, inputs.tensor, weight.dtype)
     elif need_sigma and many and grads.tensor.shape[0] == 1:

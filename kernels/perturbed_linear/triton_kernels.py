@@ -144,7 +144,7 @@ def perturbed_linear(
     if out.numel() == 0:
         return out
     flat = out.view(members_of(seed), samples, weight.shape[0])
-    if samples > tuning.triton_fused_rows(x.dtype, domain & 255) and weight.shape[1] > 0:
+    if samples > tuning.triton_fused_rows(x.dtype) and weight.shape[1] > 0:
         _linear_of_many(flat, rows.tensor, weight, bias, sigma, bias_sigma, seed, place)
     else:
         of_bias = Bias.of(bias, bias_sigma, offsets[0])
@@ -168,7 +168,7 @@ def perturbed_linear_input_gradient(
     if members == 0 or weight.shape[0] == 0:
         return out.zero_()
     flat = out.view(1 if summed else members, samples, weight.shape[1])
-    if samples <= tuning.triton_fused_rows(grad.dtype, domain & 255):
+    if samples <= tuning.triton_fused_rows(grad.dtype):
         _fused(flat, rows, samples, weight, sigma, Bias(), seed, summed, True, stream, domain, tuple(offsets))
         return out
     for chunk in _chunks(members, weight):

@@ -1,15 +1,23 @@
 """Choices of perturbed_linear. Those of the CPU are constants of csrc/cpu/gemm.h: the README has the table.
 
-Those of Triton follow from instruction counts of the compiled kernels and the rates of an H100 (kernels/_gpu_model.py):
-modelled, not measured.
+Where a GPU's say no time, they follow from instruction counts of the compiled kernels (`quaver info --kernels`).
 """
 
 from typing import NamedTuple
 
 import torch
 
-#: The order of backends on a GPU.
-CUDA_ORDER = ("cuda", "triton")
+
+def cuda_order(dtype: torch.dtype, rows: int, weights: int) -> tuple[str, ...]:
+    """The order of backends on a GPU, measured on an H100 (docs/gpu.md).
+
+    Triton's kernels take 0.55 to 0.97 of CUDA C++'s time wherever a layer is not small. A small one is bound by its
+    launches, of which CUDA C++'s cost a fraction on the host; and a single row of float32 by its dot products, which
+    take 0.5 to 0.75 of the time of a tile that is mostly empty.
+    """
+    small = weights < 2**18
+    return ("cuda", "triton") if small or (dtype.itemsize > 2 and rows == 1) else ("triton", "cuda")
+
 
 #: Triton: programs that a launch aims at, two for each of an H100's 132 processors: sums are cut into parts until there
 #: are as many. A constant, so that results have the same bits on every card.
@@ -31,17 +39,17 @@ class Tile(NamedTuple):
     stages: int
 
 
-def triton_fused_rows(dtype: torch.dtype, distribution: int) -> int:
+def triton_fused_rows(dtype: torch.dtype) -> int:
     """Rows of x up to which Triton makes W' in registers; with more it is written once, for torch's GEMM to read.
 
-    The noise of normals takes 53 instructions a weight, more than all else together: fused while one program can have
-    all the rows, which is 64, so that the noise is made once in both forms, and W' is neither written nor read. Signs
-    take 15 with everything: they are made again up to four times, for 256 rows, before that costs more than writing W'.
-    float32 is multiplied without tensor cores: an instruction a product, where cuBLAS has the same but better tiles.
+    Up to 64, one program can have all the rows, so that the noise is made once in both forms, and W' is neither written
+    nor read: 0.9 of the other form's time for normals, 0.5 for signs (16 x 4096 x 4096). With 256 rows signs that are
+    made again take 1.06 to 1.4 of it. float32 is multiplied without tensor cores: an instruction a product, where
+    cuBLAS has the same but better tiles.
     """
     if dtype.itemsize > 2:
         return 32
-    return 256 if distribution == 1 else 64
+    return 64
 
 
 def triton_widths(dtype: torch.dtype, distribution: int) -> tuple[int, ...]:
