@@ -12,7 +12,7 @@ from .._backends import choose, transformed
 from .._seeds import FLOATING, Seed, check_floating, compute_dtype
 from . import reference
 from .arguments import noise_place, seeds_and_sigma
-from .tuning import CUDA_ORDER
+from .tuning import cuda_order
 
 _PLACE = "int stream, int domain, SymInt row_offset, SymInt column_offset, SymInt row_length"
 _TRITON = "quaver.kernels.perturb.triton_kernels"
@@ -140,8 +140,8 @@ _compiled = _Family("")
 _families = {"cpp": _compiled, "cuda": _compiled, "triton": _Family("triton")}
 
 
-def _backend(device: torch.device) -> str:
-    return "reference" if transformed() else choose(device, CUDA_ORDER)
+def _backend(tensor: Tensor) -> str:
+    return "reference" if transformed() else choose(tensor.device, cuda_order(tensor.numel()))
 
 
 def perturb(
@@ -182,7 +182,7 @@ def perturb(
     """
     seeds, sigmas = seeds_and_sigma(weight, sigma, seed)
     place = noise_place(tuple(weight.shape), stream, distribution, row_offset, column_offset, row_length)
-    backend = _backend(weight.device)
+    backend = _backend(weight)
     if backend == "reference":
         return reference.perturb(weight, sigmas, seeds, *place)
     return _families[backend].perturb(weight, sigmas, seeds, *place)
@@ -216,7 +216,7 @@ def perturb_(
     if seeds.dim():
         raise ValueError(f"seed: perturb_ has room for one member, got a population of {seeds.shape[0]}")
     place = noise_place(tuple(weight.shape), stream, distribution, row_offset, column_offset, row_length)
-    backend = _backend(weight.device)
+    backend = _backend(weight)
     if backend == "reference":
         return weight.copy_(reference.perturb(weight, sigmas, seeds, *place))
     _ops.overload("perturb_", backend)(weight, sigmas, seeds, *place)
@@ -277,7 +277,7 @@ def perturbation_gradient(
     sizes = tuple(shape)
     place = noise_place(sizes, stream, distribution, row_offset, column_offset, row_length)
     wide = coefficients.to(compute_dtype(coefficients.dtype))
-    backend = _backend(coefficients.device)
+    backend = _backend(coefficients)
     if backend == "reference":
         total = reference.perturbation_gradient(wide, seeds, sizes, *place)
     else:
@@ -300,7 +300,7 @@ def weight_scale(weight: Tensor) -> Tensor:
         TypeError: when weight is not a floating-point tensor.
     """
     check_floating("weight", weight)
-    backend = _backend(weight.device)
+    backend = _backend(weight)
     if backend == "reference":
         return reference.weight_scale(weight)
     return _families[backend].weight_scale(weight)

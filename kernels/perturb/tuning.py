@@ -1,7 +1,14 @@
 """Measured choices of the perturb kernels."""
 
-#: The order of backends on a GPU. Not measured on one yet: CUDA C++ first, as it is what the emulator checks.
-CUDA_ORDER = ("cuda", "triton")
+
+def cuda_order(elements: int) -> tuple[str, ...]:
+    """The order of backends on a GPU, by the elements of a weight; measured on an H100 (docs/gpu.md).
+
+    Triton takes 0.62 to 0.65 of CUDA C++'s time for a large perturbed weight; but its launches cost the host more,
+    which the 4 us that it saves on 2 M elements would not pay.
+    """
+    return ("triton", "cuda") if elements >= 2**22 else ("cuda", "triton")
+
 
 #: Triton: elements that a thread owns in the sum of a population's signs. They are bits of one word, so Philox runs
 #: once for 16 elements and member instead of 4. Nothing is read but coefficients and seeds, and the result is written
