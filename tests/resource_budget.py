@@ -10,7 +10,8 @@ from quaver.kernels._resources import KernelReport
 
 Budget = dict[str, dict[str, Any]]
 
-#: At most this much. Spills and stack are none: a kernel that needs them needs another tile.
+#: At most this much. Spills and stack are none (or what an entry says of spills that stay in registers): a kernel that
+#: needs them needs another tile.
 _MOST = ("registers", "shared")
 _NONE = ("spills", "stack")
 #: At least this much.
@@ -24,7 +25,7 @@ def read_budget(path: Path) -> Budget:
         if not entry.get("reason"):
             raise ValueError(f'{path.name}: "{pattern}" has no reason')
         for target, limits in entry.items():
-            known = {*_MOST, *_LEAST, "fused"}
+            known = {*_MOST, *_LEAST, "fused", *_NONE}
             if target != "reason" and not (set(_MOST) <= set(limits) <= known):
                 raise ValueError(f'{path.name}: "{pattern}" {target}: expected {_MOST}, and only {sorted(known)}')
     return budget
@@ -45,7 +46,9 @@ def violations(reports: Iterable[KernelReport], budget: Budget) -> list[str]:
         limits = budget[matching[0]][report.target]
         unused.discard((matching[0], report.target))
         numbers = vars(report)
-        found += [f"{label}: {name} {numbers[name]}, none allowed" for name in _NONE if numbers[name]]
+        found += [
+            f"{label}: {name} {numbers[name]}, none allowed" for name in _NONE if numbers[name] > limits.get(name, 0)
+        ]
         for name in _MOST:
             if numbers[name] > limits[name]:
                 found.append(f"{label}: {name} {numbers[name]}, at most {limits[name]} allowed")

@@ -189,7 +189,7 @@ constexpr int kForwardDepth = 4 * kOctet;        // of a step of a warp: four la
 // A product does not mind the order of its depth: lane t of the four of a row takes octet t, and calls its pairs the
 // depths 2t, 2t + 1, 2t + 8, 2t + 9 of two products.
 template <class T, class V, class Noise>
-__global__ void __launch_bounds__(kFewThreads)
+__global__ void __launch_bounds__(kFewThreads, 1)  // left to itself nvcc spills to make room for two
     few_rows_kernel(FewResult<T> result, const T* x, int64_t x_stride, int64_t x_member_stride, FewWeights<V> weights) {
   // Steps that follow each other in a warp: those of one block of signs.
   constexpr int kRun = std::is_same_v<Noise, Signs> ? 4 : 1;
