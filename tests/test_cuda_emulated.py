@@ -107,9 +107,11 @@ def test_dropout(run: Run, dtype: torch.dtype) -> None:
         x = _random((count,), dtype)
         for p in (0.0, 0.3, 1.0):
             for source in (x, _misaligned(x)):
-                _equal(run("dropout", source, seed, p, 3), dropout.dropout(x, seed, p, 3))
+                for offset in (0, 5, 2**33 + 8):
+                    expected = dropout.dropout(x, seed, p, 3, offset)
+                    _equal(run("dropout", source, seed, p, 3, offset), expected)
     x = _random((5, 26), dtype).t()
-    _equal(run("dropout", x, seed, 0.5, 0), dropout.dropout(x, seed, 0.5, 0))
+    _equal(run("dropout", x, seed, 0.5, 0, 0), dropout.dropout(x, seed, 0.5, 0))
 
 
 # ---- perturb --------------------------------------------------------------------------------------------------------

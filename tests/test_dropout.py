@@ -52,6 +52,13 @@ def test_the_mask_is_the_uniform_stream_and_backward_makes_it_again() -> None:
     assert torch.equal(x.grad, kept / 0.75)
 
 
+def test_a_part_with_its_offset_has_the_mask_of_the_whole() -> None:
+    x = values((6, 5, 7), torch.float32, CPU)
+    whole = quaver.dropout(x, 0.4, 9, stream=1)
+    for part in (slice(0, 2), slice(2, 5), slice(5, 6)):
+        assert torch.equal(quaver.dropout(x[part], 0.4, 9, stream=1, offset=part.start * 35), whole[part])
+
+
 def test_rate_is_p() -> None:
     for p in (0.1, 0.5, 0.9):
         dropped = (quaver.dropout(torch.ones(2**20), p, 1) == 0).double().sum().item()
@@ -114,6 +121,7 @@ BAD = [
         "seed: expected an int or a 0-dim tensor, got shape (2,)",
     ),
     (lambda: quaver.dropout(torch.ones(3), 0.5, 1, stream=2**32), ValueError, "stream: expected a value in [0, 2^32)"),
+    (lambda: quaver.dropout(torch.ones(3), 0.5, 1, offset=-1), ValueError, "offset: expected a value in [0, 2^63), got -1"),
 ]
 
 

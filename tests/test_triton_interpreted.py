@@ -143,6 +143,8 @@ def test_perturbation_gradient_has_the_bits_of_the_reference(distribution: str, 
 def test_dropout_has_the_bits_of_the_reference(dtype: torch.dtype) -> None:
     for p in (0, 0.3, 1):
         assert_same(lambda p=p: dropout(normal(5, 257, dtype=dtype), p, 9, stream=1))
+    for offset in (1, 4, 2**33 + 7):
+        assert_same(lambda at=offset: dropout(normal(5, 257, dtype=dtype), 0.3, 9, stream=1, offset=at))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -263,7 +265,7 @@ with recording() as launches:
     for seed in (0, 1, 16, -1, 2**31, 2**32 - 1, 2**40, -2**63):
         for stream in (0, 1, 2**32 - 1):
             philox_fill_(torch.empty(64), torch.tensor(seed), stream, 0, 16 * stream)
-            dropout(torch.empty(64), torch.tensor(seed), 0.1 + stream / 2**33, stream)
+            dropout(torch.empty(64), torch.tensor(seed), 0.1 + stream / 2**33, stream, seed % 16)
             perturb(torch.empty(64), torch.tensor(seed / 7), torch.tensor(seed), stream, 0, 0, 0, 64)
 keys = {(launch.kernel.__name__, source.hash(), str(options))
         for launch in launches for source, options in [launch.bind(GPUTarget("cuda", 90, 32))]}

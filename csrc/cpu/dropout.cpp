@@ -6,7 +6,7 @@ namespace {
 
 using namespace quaver;
 
-Tensor dropout(const Tensor& input, const Tensor& seed, double p, int64_t stream) {
+Tensor dropout(const Tensor& input, const Tensor& seed, double p, int64_t stream, int64_t offset) {
   const Tensor x = torch::stable::contiguous(input);
   Tensor out = torch::stable::empty_like(x);
   const Source source = cpu::sources(seed, stream, kUniform)[0];
@@ -16,7 +16,7 @@ Tensor dropout(const Tensor& input, const Tensor& seed, double p, int64_t stream
   const int64_t size = x.element_size();
   char* to = cpu::output<char>(out);
   torch::stable::parallel_for(0, x.numel(), cpu::kGrain, [&](int64_t begin, int64_t end) {
-    cpu::for_tiles(0, begin, end, [&](uint64_t element, int64_t at, int64_t length) {
+    cpu::for_tiles(uint64_t(offset), begin, end, [&](uint64_t element, int64_t at, int64_t length) {
       alignas(64) float u[cpu::kTile];
       cpu::prefetch(from + at * size, to + at * size, length * size);
       philox.fill(u, length, source, element);

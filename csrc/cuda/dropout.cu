@@ -24,12 +24,12 @@ __global__ void __launch_bounds__(gpu::kThreads)
   });
 }
 
-Tensor dropout(const Tensor& input, const Tensor& seed, double p, int64_t stream) {
+Tensor dropout(const Tensor& input, const Tensor& seed, double p, int64_t stream, int64_t offset) {
   const gpu::DeviceGuard guard(input.get_device_index());
   const Tensor x = torch::stable::contiguous(input);
   Tensor out = torch::stable::empty_like(x);
   const gpu::Seeds seeds = gpu::seeds_of(seed, x, stream, kUniform);
-  const Placement place = gpu::one_run(x.numel(), 0);
+  const Placement place = gpu::one_run(x.numel(), uint64_t(offset));
   dispatch_floating(x.scalar_type(), "dropout", [&](auto element) {
     using T = decltype(element);
     const auto layout = gpu::layout_of(place, gpu::kGroup<T>);

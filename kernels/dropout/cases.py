@@ -25,6 +25,7 @@ CASES = [
     _case("odd", lambda dtype, device: values((7, 131), dtype, device), stream=5),
     _case("transposed", lambda dtype, device: values((9, 33), dtype, device).t()),
     _case("strided", lambda dtype, device: values((5, 64), dtype, device)[:, ::3]),
+    _case("offset", lambda dtype, device: values((7, 131), dtype, device), stream=5, offset=393),
     _case("keep-all", lambda dtype, device: values((300,), dtype, device), p=0.0),
     _case("drop-all", lambda dtype, device: values((300,), dtype, device), p=1.0),
     _case("large", lambda dtype, device: values((300,), dtype, device) * 1e4, p=0.5),

@@ -20,7 +20,7 @@ from ..philox.triton_kernels import (
 )
 
 
-@triton.jit(do_not_specialize=(*CALL_VALUES, "p_bits", "scale_low", "scale_high"))
+@triton.jit(do_not_specialize=(*CALL_VALUES, "p_bits", "scale_low", "scale_high", "skip"))
 def dropout_kernel(
     out,
     x,
@@ -32,14 +32,18 @@ def dropout_kernel(
     p_bits: tl.int32,
     scale_low: tl.int32,
     scale_high: tl.int32,
+    group: tl.int64,
+    skip: tl.int64,
     count: tl.int64,
     KIND: tl.constexpr,
     WIDTH: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    """x scale where the uniform of an element exceeds p, else 0. p is a float32, scale of the compute type: as bits."""
-    groups, column = tile_place(tl.program_id(0), 0, 0, 0, 0, WIDTH, GROUPS)
-    inside = column < count
+    """x scale where the uniform of an element exceeds p, else 0. p is a float32, scale of the compute type: as bits.
+
+    The first element is number `skip` of group `group` of the stream."""
+    groups, column = tile_place(tl.program_id(0), 0, 0, group, skip, WIDTH, GROUPS)
+    inside = (column >= 0) & (column < count)
     value = tl.load(x + column, mask=inside)
     uniform = noise(groups, seeds, 0, low, high, stream, domain, KIND, WIDTH, GROUPS * WIDTH)
     compute: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
@@ -48,7 +52,7 @@ def dropout_kernel(
     tl.store(out + column, kept.to(out.dtype.element_ty), mask=inside)
 
 
-def dropout(x: Tensor, seed: Tensor, p: float, stream: int) -> Tensor:
+def dropout(x: Tensor, seed: Tensor, p: float, stream: int, offset: int = 0) -> Tensor:
     """torch.ops.quaver.dropout in Triton."""
     x = x.contiguous()
     out = torch.empty_like(x)
@@ -59,12 +63,14 @@ def dropout(x: Tensor, seed: Tensor, p: float, stream: int) -> Tensor:
     source = source_arguments(seed, stream, UNIFORM.value)
     p_bits, _ = scalar_words(p, torch.float32)
     scale = scalar_words(1 / (1 - p) if p < 1 else 0.0, x.dtype)
-    grid = (tiles_of(count, True, width),)
-    launch(dropout_kernel, grid, out, x, *source, p_bits, *scale, count, **noise_options(UNIFORM.value, width, count))
+    place = (offset // width, offset % width)
+    grid = (tiles_of(count, place[1] == 0, width),)
+    options = noise_options(UNIFORM.value, width, count)
+    launch(dropout_kernel, grid, out, x, *source, p_bits, *scale, *place, count, **options)
     return out
 
 
 def report_launches() -> None:
     """Launches every variant that the resource report should know."""
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        dropout(torch.empty(4096, dtype=dtype), torch.tensor(1 << 40), 0.1, 0)
+        dropout(torch.empty(4096, dtype=dtype), torch.tensor(1 << 40), 0.1, 0, 0)

@@ -1,0 +1,194 @@
+"""Parts that several systems are made of: norms, rotary positions, attention, SwiGLU, dropout, noise keys."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from quaver.kernels import dropout, seed_for
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension, in float32 (Zhang and Sennrich 2019)."""
+
+    def __init__(self, width: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [.., width], the same shape and dtype."""
+        wide = x.float()
+        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate x) * up x) without biases (Shazeer 2020)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(width, hidden, bias=False)
+        self.up = nn.Linear(width, hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [.., width], the same shape."""
+        return self.down(F.silu(self.gate(x)) * self.up(x))  # type: ignore[no-any-return]
+
+
+def rotary_tables(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
+    """cos and sin of each position and frequency, float32 [T, head_dim], the halves alike (Su et al. 2021)."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
+    angles = positions.float().unsqueeze(-1) / base**exponents
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+    """x [B, H, T, d] with pairs (i, i + d/2) rotated by their positions' angles."""
+    cos, sin = (table.to(x.dtype) for table in tables)
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+class LayerCache:
+    """Keys and values of one layer, [B, kv heads, capacity, d], filled up to `length`."""
+
+    def __init__(self, batch: int, heads: int, capacity: int, head_dim: int, device: Any, dtype: torch.dtype) -> None:
+        shape = (batch, heads, capacity, head_dim)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.length = 0
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add k and v [B, kv heads, T, d]; returns all of them so far."""
+        end = self.length + k.shape[2]
+        if end > self.keys.shape[2]:
+            raise ValueError(f"cache: expected at most {self.keys.shape[2]} positions, got {end}")
+        self.keys[:, :, self.length : end] = k
+        self.values[:, :, self.length : end] = v
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+def causal_mask(queries: int, keys: int, attention_mask: Tensor | None, device: torch.device) -> Tensor:
+    """bool [1 or B, 1, queries, keys], true where attention is allowed: back, to unmasked keys, and to oneself.
+
+    The queries are the last of the keys. Padding attends to itself, so that no row of a softmax is empty.
+    """
+    distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
+    allowed = (distance >= 0)[None, None]
+    if attention_mask is None:
+        return allowed
+    return (allowed & attention_mask[:, None, None, :].bool()) | (distance == 0)
+
+
+class Attention(nn.Module):
+    """Causal attention with rotary positions and grouped queries (Ainslie et al. 2023), without biases."""
+
+    def __init__(self, width: int, heads: int, kv_heads: int) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, width // heads
+        self.q = nn.Linear(width, heads * self.head_dim, bias=False)
+        self.k = nn.Linear(width, kv_heads * self.head_dim, bias=False)
+        self.v = nn.Linear(width, kv_heads * self.head_dim, bias=False)
+        self.o = nn.Linear(heads * self.head_dim, width, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        tables: tuple[Tensor, Tensor],
+        mask: Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """x [B, T, width], the same shape. mask: of `causal_mask`, or None for plain causal attention of T with T."""
+        batch, length, _ = x.shape
+
+        def heads(projected: Tensor, count: int) -> Tensor:
+            return projected.view(batch, length, count, self.head_dim).transpose(1, 2)
+
+        q = rotate(heads(self.q(x), self.heads), tables)
+        k, v = rotate(heads(self.k(x), self.kv_heads), tables), heads(self.v(x), self.kv_heads)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        if self.kv_heads != self.heads:
+            k, v = (part.repeat_interleave(self.heads // self.kv_heads, dim=1) for part in (k, v))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        return self.o(y.transpose(1, 2).reshape(batch, length, -1))  # type: ignore[no-any-return]
+
+
+@runtime_checkable
+class Noisy(Protocol):
+    """A module with noise: `key` is made by `NoiseKeys` from the run's seed and the module's path."""
+
+    def set_noise(self, key: int, step: int, row: int) -> None:
+        """The noise of a step: seed key + step, and the number in the global batch of the first row to come."""
+
+
+class Dropout(nn.Module):
+    """Dropout from the package's stream: row r of the global batch has the same mask however the batch is cut."""
+
+    seed: Tensor
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.row = 0
+        # A buffer, not an int: a new step must compile nothing.
+        self.register_buffer("seed", torch.zeros((), dtype=torch.int64), persistent=False)
+
+    def set_noise(self, key: int, step: int, row: int) -> None:
+        """See Noisy."""
+        self.seed.fill_((key + step + 2**63) % 2**64 - 2**63)
+        self.row = row
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, ..], rows first; the same shape. Nothing is dropped in evaluation."""
+        if not self.training or self.p == 0:
+            return x
+        return dropout(x, self.p, self.seed, offset=self.row * (x.numel() // x.shape[0]))
+
+
+class NoiseKeys:
+    """The keys of a model's noisy modules: seed_for(run seed, module path), before anything wraps the model."""
+
+    def __init__(self, model: nn.Module, run_seed: int) -> None:
+        self.modules = [
+            (module, seed_for(run_seed, f"{path}.{type(module).__name__.lower()}"))
+            for path, module in model.named_modules()
+            if isinstance(module, Noisy)
+        ]
+
+    def set(self, step: int, row: int) -> None:
+        """Give every module the noise of a step, for rows from `row` on of its global batch."""
+        for module, key in self.modules:
+            module.set_noise(key, step, row)
+
+
+def run_block(block: Callable[..., Any], *arguments: Any, recompute: bool) -> Any:
+    """block(*arguments); with `recompute` its activations are not kept for backward but made again."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return block(*arguments)
+
+
+def initialize(model: nn.Module, run_seed: int, std: Callable[[str, nn.Parameter], float | None]) -> None:
+    """Fill parameters with normals, each from a generator of its own: seed_for(run seed, "<path>.init").
+
+    Args:
+        std: of a parameter, from its path and itself; None leaves it as it is.
+    """
+    with torch.no_grad():
+        for path, parameter in model.named_parameters():
+            deviation = std(path, parameter)
+            if deviation is not None:
+                generator = torch.Generator().manual_seed(seed_for(run_seed, f"{path}.init") % 2**63)
+                parameter.copy_(torch.randn(parameter.shape, generator=generator).mul_(deviation))
+
+
+def parameter_count(modules: Iterable[nn.Module]) -> int:
+    """Parameters of some modules, those that are shared counted once."""
+    return sum({id(p): p.numel() for module in modules for p in module.parameters()}.values())
