@@ -29,7 +29,7 @@ install: $(VENV)/installed-torch
 	$(PIP) install --no-build-isolation -e . && $(VENV)/bin/python -c "import quaver"
 
 $(VENV)/installed-test: install
-	$(PIP) install "$(TRITON)" pytest pytest-benchmark hypothesis matplotlib
+	$(PIP) install "$(TRITON)" pytest pytest-benchmark hypothesis matplotlib pyyaml tokenizers pyarrow filelock
 	touch $@
 
 test: install $(VENV)/installed-test

@@ -85,6 +85,7 @@ def llama(config: BaselineConfig, net: Baseline) -> nn.Module:
     return other
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed")
 @pytest.mark.parametrize("tied, kv_heads", [(True, 4), (False, 2), (True, 1)])
 def test_logits_are_those_of_llama(tied: bool, kv_heads: int) -> None:

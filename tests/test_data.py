@@ -125,6 +125,7 @@ def test_bpe_is_trained_to_size_and_the_same_each_time() -> None:
     assert len(one.encode(LINES)) < len(LINES.encode()) / 2
 
 
+@pytest.mark.slow
 def test_gpt2_files(tmp_path: Path) -> None:
     """GPT-2's two files, made of a BPE trained here, against the library that GPT-2 is usually run with."""
     transformers = pytest.importorskip("transformers")
