@@ -59,8 +59,8 @@ def validate(x: Tensor, p: float, seed: Seed, stream: int, offset: int) -> None:
 def dropout(x: Tensor, p: float, seed: Seed, *, stream: int = 0, offset: int = 0) -> Tensor:
     """Zero each element of x with probability p and scale the others by 1 / (1 - p).
 
-    Element e is kept where `philox_uniform(x.shape, seed, stream=stream, offset=offset)` exceeds p. The mask depends on nothing else
-    and is made again in backward.
+    Element e is kept where `philox_uniform(x.shape, seed, stream=stream, offset=offset)` exceeds p. The mask depends on
+    nothing else and is made again in backward.
 
     Args:
         x: any shape and strides; float64, float32, bfloat16 or float16.
