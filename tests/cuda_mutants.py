@@ -1,10 +1,10 @@
-"""Removes each barrier, each wait for copies and each bound of perturbed_linear's CUDA C++ in turn, and runs the tests of
-the emulator: how many of the mutants do they kill?
+"""Removes each barrier, each wait for copies and each bound of perturbed_linear's CUDA C++ in turn, and runs the tests
+of the emulator: how many of the mutants do they kill?
 
 python tests/cuda_mutants.py [--json FILE] [--first N] [--last N]
 
-A copy of the tree is changed and built, this one is left alone. A mutant is killed by a test that fails, by a build that
-fails, or by not ending. What survives is printed with its line; it is either equivalent or a test that is missing.
+A copy of the tree is changed and built, this one is left alone. A mutant is killed by a test that fails, by a build
+that fails, or by not ending. What survives is printed with its line; it is either equivalent or a test that is missing.
 """
 
 import json
