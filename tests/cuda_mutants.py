@@ -1,0 +1,117 @@
+"""Removes each barrier, each wait for copies and each bound of perturbed_linear's CUDA C++ in turn, and runs the tests
+of the emulator: how many of the mutants do they kill?
+
+python tests/cuda_mutants.py [--json FILE] [--first N] [--last N]
+
+A copy of the tree is changed and built, this one is left alone. A mutant is killed by a test that fails, by a build
+that fails, or by not ending. What survives is printed with its line; it is either equivalent or a test that is missing.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = [f"csrc/cuda/{name}.cuh" for name in ("few_rows", "gemm", "linear_gradient", "reduce")]
+#: What is removed, and what stands in its place.
+RULES = [
+    (re.compile(r"__syncthreads\(\);"), "", "barrier"),
+    (re.compile(r"await_copies<[^>]*>\(\);"), "", "wait"),
+    (re.compile(r"await_copies<kStages - 2>"), "await_copies<kStages - 1>", "wait"),
+    # if (a >= b) break;
+    (re.compile(r"if \([^;{]* >= [^;{]*\) (break|return|continue);"), "", "bound"),
+    (re.compile(r"if \(!part\.has\(i\)\) continue;"), "", "bound"),
+    (re.compile(r"(?<!!)part\.has\(i\)"), "true", "bound"),
+    (re.compile(r"(?<!bool )\bhas_second\b(?! =)"), "true", "bound"),
+    (re.compile(r"\bhas(?= &&)"), "true", "bound"),
+    # a < b, one side of a condition.
+    (re.compile(r"\b[\w.]+(?: [+*/] [\w.]+)* < [\w.]*(?:rows|columns|members|left)\b(?! ;)"), "true", "bound"),
+]
+TESTS = "not any_order and (float32 or bfloat16) or any_order and bfloat16"
+SECONDS = 240
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change of one line."""
+
+    file: str
+    line: int
+    kind: str
+    before: str
+    after: str
+
+
+def mutants() -> Iterator[Mutant]:
+    """Every place that a rule fits, outside of comments and of the headers of loops."""
+    for file in FILES:
+        for number, text in enumerate((ROOT / file).read_text().splitlines(), 1):
+            code = text.split("//")[0]
+            if re.search(r"\bfor \(", code):
+                continue
+            for pattern, replacement, kind in RULES:
+                for match in pattern.finditer(code):
+                    yield Mutant(file, number, kind, text, text[: match.start()] + replacement + text[match.end() :])
+
+
+def tests(tree: Path, selected: str) -> subprocess.CompletedProcess[str]:
+    """The emulator's tests of the op in a copy of the tree, up to the first that fails."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    command += ["tests/test_cuda_perturbed_linear.py", "-k", selected]
+    environment = {**os.environ, "PYTHONPATH": str(tree / "src"), "PYTHONSAFEPATH": "1"}
+    return subprocess.run(
+        command, cwd=tree, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+
+
+def main(
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the results to this file")] = None,
+    first: Annotated[int, typer.Option(help="the first mutant to try")] = 0,
+    last: Annotated[int | None, typer.Option(help="the mutant to stop before")] = None,
+) -> None:
+    """Try the mutants and print what became of each."""
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "tree"
+        shutil.copytree(ROOT, tree, symlinks=True, ignore=shutil.ignore_patterns(".venv", ".git", "build", ".gpu"))
+        clean = tests(tree, TESTS)
+        if clean.returncode != 0:
+            raise SystemExit(f"the tests fail without a mutant:\n{clean.stdout[-2000:]}")
+        for number, mutant in enumerate(mutants()):
+            if number < first or (last is not None and number >= last):
+                continue
+            path = tree / mutant.file
+            original = path.read_text()
+            lines = original.splitlines()
+            lines[mutant.line - 1] = mutant.after
+            path.write_text("\n".join(lines) + "\n")
+            try:
+                done = tests(tree, TESTS)
+                killed = done.returncode != 0
+                failed = re.findall(r"^(?:FAILED|ERROR) \S+?::(\S+)", done.stdout, re.MULTILINE)
+                by = failed[0] if failed else "build" if killed else ""
+            except subprocess.TimeoutExpired:
+                killed, by = True, f"no end within {SECONDS} s"
+            path.write_text(original)
+            results.append({**vars(mutant), "number": number, "killed": killed, "by": by})
+            verdict = f"killed by {by}" if killed else "SURVIVED"
+            typer.echo(f"{number} {mutant.kind} {mutant.file}:{mutant.line}: {mutant.after.strip()[:90]}: {verdict}")
+            if json_file is not None:
+                partial = json_file.with_suffix(".partial")
+                partial.write_text(json.dumps(results, indent=1))
+                os.replace(partial, json_file)
+    typer.echo(f"{sum(result['killed'] for result in results)} of {len(results)} killed")
+
+
+if __name__ == "__main__":
+    typer.run(main)
