@@ -3,7 +3,7 @@
 import importlib.util
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
@@ -15,7 +15,6 @@ from . import _library
 BACKENDS = ("reference", "cpp", "cuda", "triton")
 
 _forced: list[str] = []
-_NONE: Mapping[str, str] = {}
 
 
 @contextmanager
@@ -62,20 +61,19 @@ def _warn_of_reference(reason: str) -> None:
     warnings.warn(f"quaver runs on its eager references, many times slower: {reason}", stacklevel=4)
 
 
-def choose(device: torch.device, cuda_order: tuple[str, ...], missing: Mapping[str, str] = _NONE) -> str:
+def choose(device: torch.device, cuda_order: tuple[str, ...]) -> str:
     """The backend for a call on `device`: the forced one, or the first that can do it.
 
     Args:
         device: where the tensors are.
         cuda_order: the op's order on a GPU, from its tuning.py.
-        missing: the backends that the op has no kernel for, and what to say of them.
     """
     if _forced:
-        reason = missing.get(_forced[-1]) or why_not(_forced[-1], device)
+        reason = why_not(_forced[-1], device)
         if reason:
             raise RuntimeError(f"backend {_forced[-1]!r} cannot run this call: {reason}")
         return _forced[-1]
-    reasons = list(missing.values()) if device.type == "cuda" else []
+    reasons = []
     for backend in cuda_order if device.type == "cuda" else ("cpp",):
         reason = why_not(backend, device)
         if not reason:

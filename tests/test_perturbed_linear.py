@@ -247,12 +247,6 @@ def test_nothing_of_the_size_of_the_noise_is_saved() -> None:
     assert {tensor.data_ptr() for tensor in saved if tensor.numel() > 1} == {x.data_ptr(), weight.data_ptr()}
 
 
-@pytest.mark.parametrize("backend", ["cuda"])
-def test_a_backend_without_a_kernel_says_so(backend: str) -> None:
-    with use_backend(backend), pytest.raises(RuntimeError, match=f"backend '{backend}' .*perturbed_linear has no"):
-        quaver.perturbed_linear(torch.zeros(2, 3), torch.zeros(4, 3), sigma=0.1, seed=1)
-
-
 # ---- registration ---------------------------------------------------------------------------------------------------
 def internal_calls() -> dict[str, tuple[object, ...]]:
     def made(*shape: int, seed: int = 0) -> Tensor:
