@@ -35,9 +35,10 @@ $(VENV)/installed-test: install
 test: install $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest -m "not slow and not gpu"
 
-# transformers probes for a package called kernels: a slow test imports it beside our folder of that name.
+# transformers probes for a package called kernels: a slow test imports it beside our folder of that name; others compare
+# the baseline and GPT-2's tokenizer with it, and read a data set of the Hugging Face library.
 $(VENV)/installed-slow: $(VENV)/installed-test
-	$(PIP) install transformers
+	$(PIP) install transformers datasets
 	touch $@
 
 slow: install $(VENV)/installed-slow

@@ -86,6 +86,7 @@ def test_records_are_documents(tmp_path: Path) -> None:
         assert all(piece.last for piece in found)
 
 
+@pytest.mark.slow
 def test_a_dataset_by_name(tmp_path: Path) -> None:
     (tmp_path / "named").mkdir()
     for split in ("train", "validation"):

@@ -35,14 +35,16 @@ def dropout_kernel(
     group: tl.int64,
     skip: tl.int64,
     count: tl.int64,
+    ALIGNED: tl.constexpr,
     KIND: tl.constexpr,
     WIDTH: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
     """x scale where the uniform of an element exceeds p, else 0. p is a float32, scale of the compute type: as bits.
 
-    The first element is number `skip` of group `group` of the stream."""
-    groups, column = tile_place(tl.program_id(0), 0, 0, group, skip, WIDTH, GROUPS)
+    The first element is number `skip` of group `group` of the stream, or 0 where it is ALIGNED."""
+    # A zero that the compiler knows makes 128-bit loads.
+    groups, column = tile_place(tl.program_id(0), 0, 0, group, 0 if ALIGNED else skip, WIDTH, GROUPS)
     inside = (column >= 0) & (column < count)
     value = tl.load(x + column, mask=inside)
     uniform = noise(groups, seeds, 0, low, high, stream, domain, KIND, WIDTH, GROUPS * WIDTH)
@@ -63,10 +65,10 @@ def dropout(x: Tensor, seed: Tensor, p: float, stream: int, offset: int = 0) -> 
     source = source_arguments(seed, stream, UNIFORM.value)
     p_bits, _ = scalar_words(p, torch.float32)
     scale = scalar_words(1 / (1 - p) if p < 1 else 0.0, x.dtype)
-    place = (offset // width, offset % width)
-    grid = (tiles_of(count, place[1] == 0, width),)
-    options = noise_options(UNIFORM.value, width, count)
-    launch(dropout_kernel, grid, out, x, *source, p_bits, *scale, *place, count, **options)
+    group, skip = offset // width, offset % width
+    grid = (tiles_of(count, skip == 0, width),)
+    options = {"ALIGNED": skip == 0, **noise_options(UNIFORM.value, width, count)}
+    launch(dropout_kernel, grid, out, x, *source, p_bits, *scale, group, skip, count, **options)
     return out
 
 
