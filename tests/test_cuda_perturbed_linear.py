@@ -25,6 +25,7 @@ OWN = [
     case_of("octets", (5,), (37, 72), (37, 1), (37,)),
     case_of("octets-pairs", (2, 9), (21, 136), (5, 21, 1), (5, 21), seed=_SEEDS),
     case_of("octets-pairs-of-inputs", (5, 11), (44, 72), (5, 44, 72), 0.3, seed=_SEEDS, distribution="rademacher"),
+    case_of("octets-pairs-few", (5, 4), (24, 72), (5, 24, 1), (5, 24), seed=_SEEDS),
     case_of("octets-splits", (3,), (20, 1288), (20, 1288), (20,)),
     case_of("octets-signs", (45,), (20, 264), (), (), distribution="rademacher"),
     case_of("octets-deep-signs", (3,), (520, 72), distribution="rademacher"),
