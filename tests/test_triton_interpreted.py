@@ -265,7 +265,7 @@ with recording() as launches:
     for seed in (0, 1, 16, -1, 2**31, 2**32 - 1, 2**40, -2**63):
         for stream in (0, 1, 2**32 - 1):
             philox_fill_(torch.empty(64), torch.tensor(seed), stream, 0, 16 * stream)
-            dropout(torch.empty(64), torch.tensor(seed), 0.1 + stream / 2**33, stream, seed % 16)
+            dropout(torch.empty(64), torch.tensor(seed), 0.1 + stream / 2**33, stream, 16 * (seed % 16))
             perturb(torch.empty(64), torch.tensor(seed / 7), torch.tensor(seed), stream, 0, 0, 0, 64)
 keys = {(launch.kernel.__name__, source.hash(), str(options))
         for launch in launches for source, options in [launch.bind(GPUTarget("cuda", 90, 32))]}
