@@ -4,9 +4,9 @@ of the emulator: how many of the mutants do they kill?
 python tests/cuda_mutants.py [--json FILE] [--first N] [--last N]
 
 A copy of the tree is changed and built, this one is left alone. A mutant is killed by a test that fails, by a build
-that fails, or by not ending. What survives is printed with its line; it is either equivalent or a test that is missing.
-Known to be equivalent: the bound of tiles in few_rows_kernel, which only saves what a later bound masks, and part.has(i)
-in dot_rows_kernel, where load() has put zeros.
+that fails, or by not ending. What survives is printed with its line: it is equivalent, or a test is missing. Known to
+be equivalent: the bound of tiles in few_rows_kernel, which only saves what a later bound masks, and part.has(i) in
+dot_rows_kernel, where load() has put zeros.
 """
 
 import json
