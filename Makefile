@@ -11,6 +11,8 @@ TRITON ?= triton==3.7.1
 VENV   ?= .venv
 PIP    := $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 SAMPLE ?= README.md
+# A test to a core: where a test sets no number of threads, one.
+TESTS  := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal
 # The folder kernels/ must never be importable as `kernels`: that is another package's name.
 export PYTHONSAFEPATH := 1
 
@@ -29,11 +31,11 @@ install: $(VENV)/installed-torch
 	$(PIP) install --no-build-isolation -e . && $(VENV)/bin/python -c "import quaver"
 
 $(VENV)/installed-test: install
-	$(PIP) install "$(TRITON)" pytest pytest-benchmark hypothesis matplotlib pyyaml tokenizers pyarrow filelock
+	$(PIP) install "$(TRITON)" pytest pytest-xdist pytest-benchmark hypothesis matplotlib pyyaml tokenizers pyarrow filelock
 	touch $@
 
 test: install $(VENV)/installed-test
-	$(VENV)/bin/python -m pytest -m "not slow and not gpu"
+	$(TESTS) -m "not slow and not gpu"
 
 # transformers probes for a package called kernels: a slow test imports it beside our folder of that name; others compare
 # the baseline and GPT-2's tokenizer with it, and read a data set of the Hugging Face library.
@@ -42,7 +44,7 @@ $(VENV)/installed-slow: $(VENV)/installed-test
 	touch $@
 
 slow: install $(VENV)/installed-slow
-	$(VENV)/bin/python -m pytest -m "slow and not gpu"
+	$(TESTS) -m "slow and not gpu"
 
 bench: install $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest benchmarks/bench_*.py --benchmark-enable --benchmark-only

@@ -8,6 +8,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +35,29 @@ class EmulationError(Exception):
         self.reports = reports
 
 
+@dataclass(frozen=True)
+class Traffic:
+    """What the accesses of one kind at one line of source cost.
+
+    Attributes:
+        place: "file:line", and what it was inlined into.
+        space: "global" or "shared".
+        touch: "read", "write" or "atomic".
+        instructions: of warps.
+        bytes: that their lanes asked for.
+        moves: sectors of 32 bytes of global memory; passes through the 32 banks of shared memory.
+        least: the fewest moves that these bytes could have taken.
+    """
+
+    place: str
+    space: str
+    touch: str
+    instructions: int
+    bytes: int
+    moves: int
+    least: int
+
+
 class Emulator:
     """One library of kernels with its emulator."""
 
@@ -47,6 +71,8 @@ class Emulator:
             ctypes.c_int,
         ]
         self.library.quaver_emulator_errors.restype = ctypes.c_char_p
+        self.library.quaver_emulator_moved.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p]
+        self.library.quaver_emulator_traffic.restype = ctypes.c_char_p
 
     def region(self, address: int, nbytes: int, name: str, use: str) -> None:
         """Lets kernels touch global memory that no tensor of an op covers; an "output" is filled with 0xff."""
@@ -61,6 +87,24 @@ class Emulator:
         values = (ctypes.c_uint64 * len(STATISTICS))()
         self.library.quaver_emulator_statistics(values)
         return dict(zip(STATISTICS, values, strict=True))
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Counts what is moved, for `moved` and `traffic`, until the next time. It makes runs several times slower."""
+        self.library.quaver_emulator_count(1)
+        yield
+
+    def moved(self, tensor: torch.Tensor | Array) -> tuple[int, int]:
+        """The bytes of a tensor or array that kernels have read and written, each as often as a lane asked for it."""
+        address = tensor.ctypes.data if isinstance(tensor, np.ndarray) else tensor.data_ptr()
+        out = (ctypes.c_uint64 * 2)()
+        self.library.quaver_emulator_moved(address, tensor.nbytes, out)
+        return out[0], out[1]
+
+    def traffic(self) -> list[Traffic]:
+        text: bytes = self.library.quaver_emulator_traffic()
+        rows = [line.split("\t") for line in text.decode().splitlines()]
+        return [Traffic(*row[:3], *map(int, row[3:])) for row in rows]
 
     @contextmanager
     def checked(self, order: str = "forward", seed: int = 0, copies: str = "early") -> Iterator[None]:

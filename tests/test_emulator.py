@@ -59,11 +59,11 @@ def faults() -> Emulator:
     return load("quaver_faults")
 
 
-def line_of(file: str, fault: str) -> str:
+def line_of(file: str, name: str, mark: str = "FAULT") -> str:
     for number, line in enumerate((ROOT / file).read_text().splitlines(), start=1):
-        if re.search(rf"// FAULT: {fault}$", line):
+        if re.search(rf"// {mark}: {name}$", line):
             return f"{file}:{number}"
-    raise LookupError(f"{file} has no line marked FAULT: {fault}")
+    raise LookupError(f"{file} has no line marked {mark}: {name}")
 
 
 def expect_report(file: str, fault: str, kind: str, function: Callable[[], object]) -> None:

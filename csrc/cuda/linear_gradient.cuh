@@ -56,9 +56,10 @@ __global__ void __launch_bounds__(kGemmThreads)
       run.first += uint64_t(first_column);
       run.columns = number < place.rows ? columns : 0;
       const int64_t in_result = number * place.columns + first_column;
+      const bool packed = run.columns >= G && run.lead<G>() == 0;  // lines of `products` are multiples of 16 bytes
       C sum = 0;
       for (int64_t g = int(threadIdx.x) % kLanes; g < run.groups<G>(); g += kLanes) {
-        Part part = part_of<G>(run, false, g);
+        Part part = part_of<G>(run, packed, g);
         part.at = part.column;
         C products[G], old[G] = {};
         load(shared->products[row], part, products);
@@ -68,6 +69,7 @@ __global__ void __launch_bounds__(kGemmThreads)
         if (sigma.elements) {
           part.at = in_result + part.column;
           C* to = sigma.elements + member * sigma.member_stride;
+          part.packed = part.packed && reinterpret_cast<uintptr_t>(to + in_result) % 16 == 0;
           if (member > 0 && sigma.member_stride == 0) load(static_cast<const C*>(to), part, old);
           for (int i = 0; i < G; i++) products[i] = add(old[i], products[i]);
           store(to, part, products);

@@ -9,6 +9,7 @@
 #include "copies.h"
 #include "memory.h"
 #include "report.h"
+#include "traffic.h"
 
 #define QUAVER_BUILTIN __attribute__((visibility("hidden")))
 QUAVER_BUILTIN uint3 thread_index asm("quaver_emulator_thread_index");
@@ -72,6 +73,10 @@ void run_ready_threads() {
   }
 }
 
+void count_block() {
+  for (int first = 0; first < int(block.threads.size()); first += kWarp) count_meeting(first / kWarp);
+}
+
 // All that have not left wait at a barrier.
 void release_barrier(int waiting) {
   const int left = int(block.threads.size()) - waiting;
@@ -93,6 +98,7 @@ void release_barrier(int waiting) {
   }
   block.phase++;
   statistics.barriers++;
+  count_block();
   for (Thread& thread : block.threads) {
     if (thread.state != State::kAtBarrier) continue;
     if (thread.vote == Vote::kCount) thread.predicate = votes;
@@ -160,7 +166,7 @@ void run_block(uint64_t number) {
       left += thread.state == State::kLeft;
       at_barrier += thread.state == State::kAtBarrier;
     }
-    if (left == int(block.threads.size())) return;
+    if (left == int(block.threads.size())) return count_block();
     if (left + at_barrier < int(block.threads.size())) {
       report_deadlock();
       block.stopped = true;

@@ -7,6 +7,7 @@
 #include "memory.h"
 #include "regions.h"
 #include "report.h"
+#include "traffic.h"
 
 #define QUAVER_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -43,4 +44,21 @@ QUAVER_EXPORT void quaver_emulator_statistics(uint64_t (&out)[6]) {
   const emulator::Statistics& s = emulator::statistics;
   const uint64_t values[] = {s.launches, s.blocks, s.switches, s.barriers, s.collectives, s.accesses};
   for (int i = 0; i < 6; i++) out[i] = values[i];
+}
+
+// Starts to count what kernels move, or stops; forgets what was counted.
+QUAVER_EXPORT void quaver_emulator_count(int wanted) { emulator::start_counting(wanted != 0); }
+
+// Bytes read and written of the regions that begin in these bytes.
+QUAVER_EXPORT void quaver_emulator_moved(const void* begin, uint64_t bytes, uint64_t (&out)[2]) {
+  const emulator::Moved moved = emulator::moved_by(begin, bytes);
+  out[0] = moved.read;
+  out[1] = moved.written;
+}
+
+// See traffic.h; valid until the next call.
+QUAVER_EXPORT const char* quaver_emulator_traffic() {
+  static std::string text;
+  text = emulator::all_traffic();
+  return text.c_str();
 }

@@ -14,6 +14,7 @@
 #include "regions.h"
 #include "report.h"
 #include "shadow.h"
+#include "traffic.h"
 
 namespace quaver::emulator {
 
@@ -176,6 +177,7 @@ void check(Touch touch, const void* pointer, size_t bytes, bool aligned, Site si
                         format(" at byte %zu of %s", size_t(address - region->begin), region->name.c_str()));
   }
   statistics.accesses++;
+  count_access(touch, region->space == Space::kGlobal ? region->begin : 0, address, bytes, site);
   if (region->use != Use::kInput) return check_cells(*region, touch, address, bytes, site);
   if (touch != Touch::kRead) {
     report_and_stop(Fault::kReadOnly, site, access_text(touch, bytes) + " of " + region->name);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <memory>
 
 #include "report.h"
@@ -70,8 +71,8 @@ ThreadLocal thread_local_storage() {
 }
 
 std::string short_path(const std::string& path) {
-  const std::string root = QUAVER_SOURCE_ROOT "/";
-  return path.compare(0, root.size(), root) == 0 ? path.substr(root.size()) : path;
+  const std::string root = QUAVER_SOURCE_ROOT "/", normal = std::filesystem::path(path).lexically_normal();
+  return normal.compare(0, root.size(), root) == 0 ? normal.substr(root.size()) : normal;
 }
 
 std::vector<std::string> source_lines(const std::vector<const void*>& pcs) {

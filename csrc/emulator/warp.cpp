@@ -1,9 +1,11 @@
 // Warp collectives: all lanes of a mask meet, the last to arrive does the work of all.
+#include <algorithm>
 #include <cstring>
 #include <string>
 
 #include "block.h"
 #include "report.h"
+#include "traffic.h"
 
 namespace quaver::emulator {
 
@@ -43,6 +45,7 @@ void warp_collective(Finisher finisher, uint32_t mask, const Lane& lane, Locatio
   if (!complete) return wait(State::kAtCollective);
 
   statistics.collectives++;
+  if (__builtin_popcount(mask) == std::min(lanes, kWarp)) count_meeting(warp);
   Lane parts[kWarp];
   for_lanes(mask, [&](int i) { parts[i] = threads[i].lane; });
   finisher(parts, mask, location);
