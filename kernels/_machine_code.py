@@ -15,7 +15,9 @@ compiler fused a multiplication into an addition. Three checks together can:
 import os
 import re
 import subprocess
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +29,7 @@ _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuo
 # Philox's first multiplier as PTX, LLVM IR, SASS and AMD assembly print it, signed or unsigned.
 _PHILOX = re.compile(r"-766435501|3528531795|0x0*d2511f53|-0x2daee0ad", re.IGNORECASE)
 _PTX_FUNCTION = re.compile(r"^(?=(?:\.visible |\.weak |\.extern )*\.(?:entry|func)\b)", re.MULTILINE)
-_SASS_LINE = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*)", re.MULTILINE)
+_SASS_LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*)", re.MULTILINE)
 _ROUNDINGS = {"rn", "rz", "rm", "rp", "rna"}
 _AMD_LINE = re.compile(r"^\t((?:v|s|ds|global|buffer|flat|scratch)_\w+)", re.MULTILINE)
 _AMD_FUSED = re.compile(r"v_(pk_)?(fma|fmac|fmaak|fmamk|mac|mad|fma_mix|fma_mixlo|fma_mixhi)(_f16|_f32|_f64)")
@@ -35,6 +37,11 @@ _LLVM_FUSED = re.compile(
     r"= (?:tail )?(?:f\w+|call) (?:\w+ )*(?:contract|fast|afn|reassoc) |@llvm\.(?:fma|fmuladd|amdgcn\.sqrt)\b|"
     r"@llvm\.sqrt\.f32\(.*!fpmath"
 )
+
+
+def philox_rounds(instructions: Iterable[tuple[str, str]]) -> int:
+    """How many rounds of Philox the code has: each multiplies by the first multiplier once."""
+    return sum(_PHILOX.search(operands) is not None for _, operands in instructions)
 
 
 @dataclass
@@ -45,11 +52,26 @@ class Function:
     target: str
     resources: dict[str, int] = field(default_factory=dict)
     instructions: list[tuple[str, str]] = field(default_factory=list)
+    addresses: list[int] = field(default_factory=list)  # of the instructions, in NVIDIA's code
     ptx: str = ""
 
     def count(self, *prefixes: str, containing: str = "") -> int:
         """How many instructions start with one of `prefixes` and have `containing` in the opcode."""
         return sum(opcode.startswith(prefixes) and containing in opcode for opcode, _ in self.instructions)
+
+    def noise_loop(self) -> list[tuple[str, str]]:
+        """The instructions of the shortest loop that has all the Philox that any loop has; [] where none has any."""
+        best: list[tuple[str, str]] = []
+        for end, (opcode, operands) in zip(self.addresses, self.instructions, strict=True):
+            target = re.search(r"\b0x([0-9a-f]+)\s*$", operands)
+            if not opcode.startswith("BRA") or target is None or int(target[1], 16) >= end:
+                continue
+            start, stop = bisect_left(self.addresses, int(target[1], 16)), bisect_right(self.addresses, end)
+            loop = self.instructions[start:stop]
+            order = (-philox_rounds(loop), len(loop))
+            if philox_rounds(loop) and (not best or order < (-philox_rounds(best), len(best))):
+                best = loop
+        return best
 
     def slow_square_roots(self) -> int:
         """The subroutines for the square roots of tiny arguments: each scales by 2^64 and has a MUFU.RSQ of its own."""
@@ -74,8 +96,9 @@ def nvidia_functions(binary: Path) -> list[Function]:
             target = found[1]
         elif found := re.match(r"\s*Function : (\S+)", line):
             current = functions.setdefault((target, found[1]), Function(found[1], target))
-        elif (found := _SASS_LINE.match(line)) and found[1] != "NOP":
-            current.instructions.append((found[1], found[2]))
+        elif (found := _SASS_LINE.match(line)) and found[2] != "NOP":
+            current.addresses.append(int(found[1], 16))
+            current.instructions.append((found[2], found[3]))
     usage = _cuobjdump("-res-usage", binary)
     for found in re.finditer(r"arch = (sm_\d+)|Function (\S+):\s+((?:\w+(?:\[\d+\])?:\d+ ?)+)", usage):
         if found[1]:

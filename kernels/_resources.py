@@ -13,7 +13,8 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -126,11 +127,10 @@ def _name(launch: Launch, source: Any) -> str:
     return f"{op}.{kernel.__name__}({', '.join(sorted(pointers) + constants + options)})"
 
 
-def compile_triton(launch: Launch, target: str) -> KernelReport:
-    """Compiles one recorded launch for `target` ("sm_80", "sm_90" or "gfx942") and reads the result.
-
-    Uses a cache folder of its own: nothing is taken from the user's or left there. One call at a time in a process.
-    """
+@contextmanager
+def _compiled(launch: Launch, target: str) -> Iterator[tuple[str, Any]]:
+    """The name of a launch's kernel and what Triton makes of it, with a cache of its own: nothing is taken from the
+    user's or left there. One at a time in a process."""
     source, options = launch.bind(TARGETS[target])
     name = _name(launch, source)
     with tempfile.TemporaryDirectory() as folder, knobs.cache.scope():
@@ -140,14 +140,31 @@ def compile_triton(launch: Launch, target: str) -> KernelReport:
         except Exception as error:
             # A new error, of one string: Triton's own don't survive the way back from a worker process.
             raise RuntimeError(f"{name} does not compile for {target}: {error}") from None
+        yield name, compiled
+
+
+def _nvidia_function(compiled: Any) -> machine_code.Function:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as binary:
+        binary.write(compiled.asm["cubin"])
+        binary.flush()
+        [function] = machine_code.nvidia_functions(Path(binary.name))
+    function.ptx = compiled.asm["ptx"]
+    return function
+
+
+def triton_function(launch: Launch, target: str) -> tuple[str, machine_code.Function]:
+    """The name and the machine code of one recorded launch, for "sm_80" or "sm_90"."""
+    with _compiled(launch, target) as (name, compiled):
+        return name, _nvidia_function(compiled)
+
+
+def compile_triton(launch: Launch, target: str) -> KernelReport:
+    """Compiles one recorded launch for `target` ("sm_80", "sm_90" or "gfx942") and reads the result."""
+    with _compiled(launch, target) as (name, compiled):
         code, shared = compiled.asm, compiled.metadata.shared
         if target.startswith("gfx"):
             return _amd_report(name, target, code["amdgcn"], code["llir"], shared)
-        binary = Path(folder) / "kernel.cubin"
-        binary.write_bytes(code["cubin"])
-        [function] = machine_code.nvidia_functions(binary)
-        function.ptx = code["ptx"]
-        return _nvidia_report(name, target, function, shared)
+        return _nvidia_report(name, target, _nvidia_function(compiled), shared)
 
 
 def cuda_kernels(library: Path) -> list[KernelReport]:

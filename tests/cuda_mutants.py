@@ -5,8 +5,8 @@ python tests/cuda_mutants.py [--json FILE] [--first N] [--last N]
 
 A copy of the tree is changed and built, this one is left alone. A mutant is killed by a test that fails, by a build
 that fails, or by not ending. What survives is printed with its line: it is equivalent, or a test is missing. Known to
-be equivalent: the bound of tiles in few_rows_kernel, which only saves what a later bound masks, and part.has(i) in
-dot_rows_kernel, where load() has put zeros.
+be equivalent: the bounds of tiles in the two kernels of few_rows.cuh, which only save what a later bound masks, and
+part.has(i) in dot_rows_kernel, where load() has put zeros.
 """
 
 import json
@@ -86,6 +86,9 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
         shutil.copytree(ROOT, tree, symlinks=True, ignore=shutil.ignore_patterns(".venv", ".git", "build", ".gpu"))
+        # A variable that a mutant no longer uses is no fault that a test finds.
+        emulator = tree / "csrc" / "emulator" / "CMakeLists.txt"
+        emulator.write_text(emulator.read_text().replace(" -Werror", ""))
         clean = tests(tree, TESTS)
         if clean.returncode != 0:
             raise SystemExit(f"the tests fail without a mutant:\n{clean.stdout[-2000:]}")
@@ -100,7 +103,7 @@ def main(
             try:
                 done = tests(tree, TESTS)
                 killed = done.returncode != 0
-                failed = re.findall(r"^(?:FAILED|ERROR) \S+?::(\S+)", done.stdout, re.MULTILINE)
+                failed = re.findall(r"^FAILED \S+?::(\S+)", done.stdout, re.MULTILINE)
                 by = failed[0] if failed else "build" if killed else ""
             except subprocess.TimeoutExpired:
                 killed, by = True, f"no end within {SECONDS} s"

@@ -6,26 +6,32 @@ from pathlib import Path
 
 import pytest
 
-from quaver.kernels._machine_code import contracted, makes_noise
+from quaver.kernels._machine_code import contracted, makes_noise, nvidia_functions, philox_rounds
 from quaver.kernels._resources import KernelReport, cuda_kernels
 
 ROUNDED, FREE = "perturb<Rounded, 2>", "perturb<Free, 2>"
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], KernelReport]:
-    """(name, target) -> report of tests/sample.cu, built as quaver's CUDA library is."""
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tests/sample.cu, built as quaver's CUDA library is."""
     if shutil.which("nvcc") is None:
         pytest.skip("needs nvcc, as the CUDA library itself does")
     library = tmp_path_factory.mktemp("cuda") / "sample.so"
     source = Path(__file__).with_name("sample.cu")
     targets = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=[sm_90,compute_90]"]
     subprocess.run(["nvcc", "-shared", "-Xcompiler=-fPIC", "-O3", *targets, "-o", library, source], check=True)
+    return library
+
+
+@pytest.fixture(scope="module")
+def reports(library: Path) -> dict[tuple[str, str], KernelReport]:
+    """(name, target) -> report."""
     return {(report.name, report.target): report for report in cuda_kernels(library)}
 
 
 def test_every_kernel_is_reported_for_every_architecture(reports: dict[tuple[str, str], KernelReport]) -> None:
-    names = {ROUNDED, FREE, "crowded"}
+    names = {ROUNDED, FREE, "crowded", "looped"}
     assert set(reports) == {(name, target) for name in names for target in ("sm_80", "sm_90")}
 
 
@@ -52,6 +58,21 @@ def test_contraction_is_seen_in_ptx_and_in_sass(reports: dict[tuple[str, str], K
     assert reports[FREE, target].contracted[-1] == "19 FFMA, where the square roots are made of 11"
     # Only the PTX for sm_90 is in the library: 4 x (add, fma, fma).
     assert len(reports[FREE, target].contracted) == (13 if target == "sm_90" else 1)
+
+
+def test_the_loop_that_makes_noise(library: Path) -> None:
+    """The inner of two loops around it, without the loop after them."""
+    for function in nvidia_functions(library):
+        loop = function.noise_loop()
+        if "looped" not in function.symbol:
+            assert loop == []
+            continue
+        opcodes = [opcode for opcode, _ in loop]
+        assert philox_rounds(loop) == 3
+        assert sum(opcode.startswith("STG") for opcode in opcodes) == 1
+        assert not any(opcode.startswith("LDG") for opcode in opcodes)
+        assert opcodes[-1].startswith("BRA")
+        assert len(loop) < len(function.instructions) / 2
 
 
 def test_only_noise_must_not_be_contracted(reports: dict[tuple[str, str], KernelReport]) -> None:
