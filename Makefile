@@ -31,7 +31,7 @@ install: $(VENV)/installed-torch
 	$(PIP) install --no-build-isolation -e . && $(VENV)/bin/python -c "import quaver"
 
 $(VENV)/installed-test: install
-	$(PIP) install "$(TRITON)" pytest pytest-xdist pytest-benchmark hypothesis matplotlib pyyaml tokenizers pyarrow filelock
+	$(PIP) install "$(TRITON)" pytest pytest-xdist pytest-benchmark hypothesis matplotlib pyyaml tokenizers pyarrow filelock "lightning>=2.6,<2.7" safetensors tensorboard
 	touch $@
 
 test: install $(VENV)/installed-test

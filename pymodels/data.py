@@ -148,13 +148,19 @@ class TrainingBatches(torch.utils.data.IterableDataset[Batch]):
     def __init__(self, data: Any, batch_size: int, accumulate: int, first: int, last: int) -> None:
         self.data, self.batch_size, self.accumulate = data, batch_size, accumulate
         self.first, self.last = first, last
-        #: Set when the processes have been started.
         self.rank, self.world = 0, 1
+        self._trainer: Any = None
+
+    def attach(self, trainer: Any) -> None:
+        """Take rank and world from a Lightning trainer, which knows them once its processes run."""
+        self._trainer = trainer
 
     def __len__(self) -> int:
         return (self.last - self.first) * self.accumulate
 
     def __iter__(self) -> Iterator[Batch]:
+        if self._trainer is not None:
+            self.rank, self.world = self._trainer.global_rank, self._trainer.world_size
         rows = self.batch_size // (self.accumulate * self.world)
         for step in range(self.first, self.last):
             for micro in range(self.accumulate):
@@ -272,6 +278,9 @@ def prepare(
             f"the model {vocab_size}"
         )
     splits = {split: _read_tokens(cache / f"{key}-{split}") for split in SPLITS if split in content["splits"]}
-    if not any(len(split.ids) for split in splits.values()):
+    splits = {name: split for name, split in splits.items() if len(split.ids)}
+    if not splits:
         raise InputError(f"data.source: {config.source} is empty")
+    if "train" not in splits:
+        raise InputError(f"data.source: the train split of {config.source} is empty")
     return TextData(tokenizer, splits, context, seed)

@@ -73,6 +73,10 @@ class LayerCache:
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
+    def select(self, rows: list[int]) -> None:
+        """Keep only some of the sequences."""
+        self.keys, self.values = self.keys[rows], self.values[rows]
+
 
 def causal_mask(queries: int, keys: int, attention_mask: Tensor | None, device: torch.device) -> Tensor:
     """bool [1 or B, 1, queries, keys], true where attention is allowed: back, to unmasked keys, and to oneself.

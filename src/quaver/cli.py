@@ -1,4 +1,4 @@
-"""The command line: `quaver info` and `quaver bench`."""
+"""The command line: `quaver info` and `quaver bench`, and with the packages of the models theirs."""
 
 import importlib.util
 import json
@@ -206,14 +206,36 @@ def bench(
         plot_ratios(content, plot_file)
 
 
+def _add_models() -> None:
+    """The commands of quaver.pymodels; where a package of theirs is missing they say which."""
+    needed = ("yaml", "tokenizers", "filelock", "lightning", "safetensors")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if not missing:
+        from quaver.pymodels.cli import COMMANDS
+
+        for command in COMMANDS:
+            app.command()(command)
+        return
+
+    def unavailable() -> None:
+        """Needs `pip install quaver[models]`."""
+        raise UsageError(f"not installed: {', '.join(missing)}: pip install 'quaver[models]'")
+
+    loose = {"allow_extra_args": True, "ignore_unknown_options": True}
+    for name in ("train", "evaluate", "generate", "plot", "verify"):
+        app.command(name, context_settings=loose)(unavailable)
+
+
 def run(program: typer.Typer) -> None:
     """Run a typer program; whatever is wrong with the call is one line on stderr and exit code 2."""
     try:
         code = program(standalone_mode=False)
     except Exception as error:
+        from quaver.pymodels.errors import InputError
+
         # The parser's own errors, whose class depends on typer's version, have format_message.
         described = getattr(error, "format_message", None)
-        if described is None and not isinstance(error, UsageError):
+        if described is None and not isinstance(error, (UsageError, InputError)):
             raise
         Console(stderr=True).print(f"quaver: {described() if described else error}", highlight=False, soft_wrap=True)
         sys.exit(2)
@@ -222,6 +244,7 @@ def run(program: typer.Typer) -> None:
 
 def main() -> None:
     """The console script."""
+    _add_models()
     run(app)
 
 
