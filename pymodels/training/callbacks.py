@@ -85,17 +85,14 @@ class Engine(pl.Callback):
             return
         module.step += 1
         step = module.step
-        stop = bool(trainer.strategy.reduce_boolean_decision(self.interrupted(), all=False))
-        last = step >= config.steps or stop
-        if step % config.log_every == 0 or step == 1 or last:
+        finished = step >= config.steps
+        stop = bool(trainer.strategy.reduce_boolean_decision(self.interrupted(), all=False)) and not finished
+        if step % config.log_every == 0 or step == 1 or finished or stop:
             self._log(trainer, module)
         module.losses.clear()
-        is_best = False
-        if "validation" in self._splits() and (
-            (config.eval_every and step % config.eval_every == 0) or (last and not stop)
-        ):
-            is_best = self._evaluate(trainer, module)
-        if step % config.save_every == 0 or last or is_best:
+        due = finished or (config.eval_every > 0 and step % config.eval_every == 0)
+        is_best = due and "validation" in self._splits() and self._evaluate(trainer, module)
+        if step % config.save_every == 0 or finished or stop or is_best:
             self.save(trainer, module, is_best)
         if stop:
             self.stopped = trainer.should_stop = True
