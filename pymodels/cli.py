@@ -34,7 +34,8 @@ Checkpoint = Annotated[str, typer.Option(help="best, last, or the path of a .saf
 
 def _console() -> Console:
     # Output that goes to a file or a pipe is not folded to the 80 columns that rich assumes there.
-    return Console(width=None if sys.stdout.isatty() else 132)
+    # Nor is [anything] in a path taken for a colour.
+    return Console(width=None if sys.stdout.isatty() else 132, markup=False, highlight=False)
 
 
 def _first_preset(system: str) -> str:
@@ -102,10 +103,10 @@ def train(
     settings = _settings(start, config, given, overrides)
     finished = run(settings, folder, resume=resume, console=console)
     if finished.stopped:
-        console.print(f"stopped at step {finished.step} of {settings.train.steps}; --resume goes on", highlight=False)
+        console.print(f"stopped at step {finished.step} of {settings.train.steps}; --resume goes on")
         raise typer.Exit(130)
     text = ", ".join(f"{name} {value:.4g}" for name, value in finished.validation.items() if name != "tokens")
-    console.print(f"{folder}: {finished.step} steps" + (f"; validation: {text}" if text else ""), highlight=False)
+    console.print(f"{folder}: {finished.step} steps" + (f"; validation: {text}" if text else ""))
 
 
 def evaluate(
@@ -139,8 +140,8 @@ def evaluate(
     for name, value in found.items():
         table.add_row(name.replace("_", " "), f"{value:,.0f}" if value > 1000 or name == "tokens" else f"{value:.4f}")
     console = _console()
-    console.print(f"{run.folder}, step {run.step}, {split} split of {settings.data.source}", highlight=False)
-    console.print(table, highlight=False)
+    console.print(f"{run.folder}, step {run.step}, {split} split of {settings.data.source}")
+    console.print(table)
     if json_file is not None:
         content = {"run": str(run.folder), "step": run.step, "split": split, "source": settings.data.source, **found}
         write_atomically(json_file, json.dumps(content, indent=1).encode())
@@ -183,7 +184,7 @@ def generate(
 
     if interactive:
         if sys.stdin.isatty():
-            Console(stderr=True).print("a prompt a line; CTRL-D ends", highlight=False)
+            Console(stderr=True).print("a prompt a line; CTRL-D ends")
         try:
             while True:
                 one(input("> " if sys.stdin.isatty() else ""))
@@ -207,7 +208,7 @@ def plot(
 
     path = out or runs[0] / "curves.png"
     plot_runs(runs, path)
-    _console().print(str(path), highlight=False)
+    _console().print(str(path))
 
 
 def verify(
@@ -232,11 +233,11 @@ def verify(
     total = sum(count for _, count in rows)
     for name, count in [*rows, ("all", total)]:
         table.add_row(name, f"{count:,}", f"{count / max(total, 1):.1%}")
-    console.print(f"{system}, preset {settings.preset} of {', '.join(found.presets)}: {found.summary}", highlight=False)
-    console.print(table, highlight=False)
+    console.print(f"{system}, preset {settings.preset} of {', '.join(found.presets)}: {found.summary}")
+    console.print(table)
     try:
         for name, result in self_check(found, settings):
-            console.print(f"ok  {name}: {result}", highlight=False)
+            console.print(f"ok  {name}: {result}")
     except AssertionError as error:
         raise InputError(f"verify: {error}") from None
 

@@ -264,6 +264,8 @@ def prepare(
     with FileLock(cache / f"{key}.lock"):
         if not done.exists():
             pieces = splits_of(config)
+            if not pieces:
+                raise InputError(f"data.source: {config.source} is empty")
             if tokenizer is None:
                 tokenizer = _make_tokenizer(config, vocab_size, pieces)
             for split, read in pieces.items():

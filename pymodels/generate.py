@@ -204,7 +204,8 @@ def generate(
             rows, ids = zip(*members, strict=True)
             group = _Group(model, list(rows), torch.tensor(ids, device=device))
             for position in range(sampling.max_tokens):
-                chosen = choose(group.next_logits(), sampling, group.rows, position)
+                # A model may have more tokens than its tokenizer: they were never trained and mean nothing.
+                chosen = choose(group.next_logits()[:, : tokenizer.vocab_size], sampling, group.rows, position)
                 alive = []
                 for i, (row, token) in enumerate(zip(group.rows, chosen.tolist(), strict=True)):
                     if token == tokenizer.end:

@@ -138,9 +138,7 @@ class Engine(pl.Callback):
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=module.step, description=text)
         else:
-            self.console.print(
-                f"step {module.step}/{module.config.train.steps}  {text}", highlight=False, soft_wrap=True
-            )
+            self.console.print(f"step {module.step}/{module.config.train.steps}  {text}", soft_wrap=True)
 
     def _write(self, trainer: pl.Trainer, metrics: dict[str, float], step: int) -> None:
         if trainer.is_global_zero:

@@ -172,6 +172,9 @@ def load_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], path: Pa
         if name in weights and own[name].shape != weights[name].shape
     ]
     if missing or extra or shapes:
-        lacking, left_over = [f"lacks {name}" for name in missing], [f"has {name}, which the model lacks" for name in extra]
+        lacking, left_over = (
+            [f"lacks {name}" for name in missing],
+            [f"has {name}, which the model lacks" for name in extra],
+        )
         raise CheckpointError(f"{path}: weights of another model: {'; '.join([*lacking, *left_over, *shapes][:3])}")
     model.load_state_dict(dict(weights))

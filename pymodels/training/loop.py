@@ -95,7 +95,7 @@ def _signals(console: Console) -> Iterator[Any]:
             raise KeyboardInterrupt
         received.append(number)
         if is_first_process():
-            console.print("\nstopping after this step and its checkpoint; once more stops at once", highlight=False)
+            console.print("\nstopping after this step and its checkpoint; once more stops at once")
 
     before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -154,7 +154,7 @@ def train(config: RunConfig, folder: Path, *, resume: bool = False, console: Con
         InputError, CheckpointError: for wrong settings, data or files.
     """
     _quiet()
-    console = console or Console()
+    console = console or Console(markup=False, highlight=False)
     system = find(config.system)
     device = device_of(config)
     first = is_first_process()

@@ -237,7 +237,8 @@ def run(program: typer.Typer) -> None:
         described = getattr(error, "format_message", None)
         if described is None and not isinstance(error, (UsageError, InputError)):
             raise
-        Console(stderr=True).print(f"quaver: {described() if described else error}", highlight=False, soft_wrap=True)
+        message = f"quaver: {described() if described else error}"
+        Console(stderr=True).print(message, highlight=False, soft_wrap=True, markup=False)
         sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)
 
