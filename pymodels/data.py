@@ -14,7 +14,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from quaver.kernels import philox_permutation, seed_for
+from quaver.kernels import philox_permutation, philox_words, seed_for
 
 from . import tokenizers
 from .config import DataConfig
@@ -85,7 +85,7 @@ class TextData:
         windows = []
         for position in range(step * batch_size + begin, step * batch_size + end):
             epoch, place = divmod(position, count)
-            at = int(_order(count, key + epoch)[place]) * self.context
+            at = shuffled(place, count, key + epoch) * self.context
             windows.append(ids[at : at + self.context + 1])
         rows = torch.from_numpy(np.stack(windows).astype(np.int64))
         return Batch(rows[:, :-1], rows[:, 1:], row=begin)
@@ -101,11 +101,47 @@ class TextData:
         return self.splits["train"].digest
 
 
+#: From so many windows on their order is computed place by place: a table would be as large as the text.
+_TABLE = 2**20
+_ROUNDS = 8
+
+
 @lru_cache(maxsize=2)
 def _order(count: int, seed: int) -> npt.NDArray[Any]:
-    # 4 bytes a window while there are less than 2^31 of them.
-    order = philox_permutation(count, seed, device="cpu")
-    return order.to(torch.int32 if count < 2**31 else torch.int64).numpy()
+    return philox_permutation(count, seed, device="cpu").to(torch.int32).numpy()
+
+
+@lru_cache(maxsize=2)
+def _round_keys(seed: int) -> list[int]:
+    words: list[int] = philox_words(2 * _ROUNDS, seed, device="cpu").tolist()
+    return [low | high << 32 for low, high in zip(words[::2], words[1::2], strict=True)]
+
+
+def _mixed(value: int, key: int) -> int:
+    """64 bits that depend on all bits of a value and a key: MurmurHash3's finalizer (Appleby)."""
+    value = (value ^ key) & (2**64 - 1)
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        value = (value ^ value >> 33) * factor & (2**64 - 1)
+    return value ^ value >> 33
+
+
+def shuffled(place: int, count: int, seed: int) -> int:
+    """Element `place` of a permutation of 0 .. count - 1 that the seed chooses, for any count in constant memory.
+
+    Up to 2^20 elements it is philox_permutation's. Beyond that, a Feistel network whose keys are the stream's permutes
+    the next even power of two, and is applied again until it falls among the first `count` (Black and Rogaway 2002).
+    """
+    if count <= _TABLE:
+        return int(_order(count, seed)[place])
+    bits = ((count - 1).bit_length() + 1) // 2
+    mask = (1 << bits) - 1
+    while True:
+        left, right = place >> bits, place & mask
+        for key in _round_keys(seed):
+            left, right = right, left ^ (_mixed(right, key) & mask)
+        place = left << bits | right
+        if place < count:
+            return place
 
 
 @dataclass(frozen=True)

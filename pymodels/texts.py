@@ -158,8 +158,13 @@ def _folder(path: Path, config: DataConfig) -> dict[str, Pieces]:
 
 
 def _hub(name: str, configuration: str | None, config: DataConfig) -> dict[str, Pieces]:
-    import datasets
-
+    try:
+        import datasets
+    except ModuleNotFoundError:
+        raise InputError(
+            f"data.source: {name} is loaded by the package datasets, which is not installed: pip install datasets; "
+            "or give the path of a file or folder"
+        ) from None
     try:
         splits: Any = datasets.load_dataset(name, configuration)
     except Exception as error:  # what it raises differs by what failed, and by version

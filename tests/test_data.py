@@ -3,6 +3,7 @@
 import gzip
 import json
 import lzma
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -10,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from quaver.pymodels import tokenizers
+from quaver.pymodels import data, tokenizers
 from quaver.pymodels.config import DataConfig
-from quaver.pymodels.data import IGNORED, TextData, TrainingBatches, prepare
+from quaver.pymodels.data import IGNORED, TextData, TrainingBatches, prepare, shuffled
 from quaver.pymodels.errors import InputError
 from quaver.pymodels.texts import _cut, splits_of
 
@@ -285,3 +286,35 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
         with pytest.raises(InputError) as caught:
             text_of(Path(source)) if "/" in source else splits_of(config(source))
         assert message in str(caught.value)
+
+
+# ---- the order of windows -------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 1000, 4097])
+def test_the_order_of_many_windows_has_each_once(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """The order that needs no table, made to serve few."""
+    monkeypatch.setattr(data, "_TABLE", 0)
+    for seed in (0, 7):
+        assert sorted(shuffled(place, count, seed) for place in range(count)) == list(range(count))
+
+
+def test_the_order_of_many_windows_is_random() -> None:
+    count, places = 2**20 + 12345, 20000
+    first, second = ([shuffled(place, count, seed) for place in range(places)] for seed in (3, 4))
+    assert all(0 <= at < count for at in first)
+    assert len(set(first)) == places
+    # Where neighbours go: evenly spread, unrelated to the place, to each other and to another seed.
+    bins = Counter(at * 100 // count for at in first)
+    assert sum((n - places / 100) ** 2 / (places / 100) for n in bins.values()) < 160  # chi-squared, 99 degrees
+    values = np.array(first, dtype=np.float64)
+    for other in (np.arange(places), np.array(second), np.roll(values, 1)):
+        assert abs(np.corrcoef(values, other)[0, 1]) < 0.035  # 5 standard deviations
+    assert sum(a == b for a, b in zip(first, second, strict=True)) <= 3
+    assert all(shuffled(place, count, 3) == first[place] for place in range(50))
+
+
+def test_a_dataset_without_its_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(
+        InputError, match=r"Salesforce/wikitext is loaded by the package datasets, which is not installed"
+    ):
+        prepare(config("wikitext-2"), 256, 16, 0, tmp_path)

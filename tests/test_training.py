@@ -1,8 +1,10 @@
 """The training loop: files, resuming to the bit, interruptions, what may change and what may not."""
 
 import dataclasses
+import io
 import math
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
+from rich.console import Console
 from training_runs import StopAt, same, settings, text, train, weights
 
 from quaver.pymodels import systems
@@ -124,6 +127,15 @@ def test_bf16_is_near_float32(folder: Path, whole: Path) -> None:
     assert losses == pytest.approx(expected, rel=0.02)
     assert losses != expected
     assert all(value.dtype == torch.float32 for value in weights(run).values())
+
+
+def test_a_terminal_has_a_bar(folder: Path) -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=120, markup=False)
+    loop.train(settings(folder, "train.steps=6"), folder / "bar", console=console)
+    assert re.search(r"loss \d\.\d{4}  [\d,]+ tokens/s", screen.getvalue())
+    assert "6/6" in screen.getvalue()
+    assert "validation" in screen.getvalue()
 
 
 # ---- going on -------------------------------------------------------------------------------------------------------
@@ -261,6 +273,16 @@ def test_a_device_that_is_not_there(folder: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run(folder: Path) -> None:
     with pytest.raises(InputError, match=r"step \d+: the loss is nan; train.lr = 1e\+30 may be too high"):
         train(folder, "nan", "train.lr=1e30", "train.clip=0", "train.warmup=0")
+
+
+def test_wandb_is_named_where_it_is_missing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "WandbLogger", _missing)
+    with pytest.raises(InputError, match="train.wandb: wandb is not installed: pip install wandb"):
+        train(folder, "wandb", "train.wandb=true")
+
+
+def _missing(**_: Any) -> Any:
+    raise ModuleNotFoundError("wandb")
 
 
 def test_text_shorter_than_a_row(tmp_path: Path) -> None:
