@@ -128,12 +128,12 @@ def evaluate(
     from .training.evaluate import evaluate as score
     from .training.loop import device_of, prepared
 
-    run = runs.load(_folder(system, preset, out), system, checkpoint)
-    settings = _settings(run.config, None, {"data": {"source": data}}, overrides)
+    run = runs.load(_folder(system, preset, out), system, checkpoint, nested(overrides or ()))
+    settings = _settings(run.config, None, {"data": {"source": data}}, None)
     device = device_of(settings)
     text = prepared(run.system, settings, run.folder, run.tokenizer)
     batch = settings.train.batch_size // settings.train.accumulate
-    found = score(run.model.to(device), text, split, batch, device=device)
+    found = score(run.model.to(device), text, split, batch, device=device, evaluating=run.system.evaluating)
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column()
     table.add_column(justify="right")
@@ -149,6 +149,7 @@ def evaluate(
 
 def generate(
     system: System,
+    overrides: Overrides = None,
     prompt: Annotated[list[str] | None, typer.Option(help="text to go on with; repeatable, all at once")] = None,
     preset: Preset = None,
     out: Out = None,
@@ -167,7 +168,7 @@ def generate(
     from .generate import generate as make
 
     sampling = Sampling(temperature, top_k, top_p, max_tokens, tuple(stop or ()), seed)
-    run = runs.load(_folder(system, preset, out), system, checkpoint)
+    run = runs.load(_folder(system, preset, out), system, checkpoint, nested(overrides or ()))
     if run.tokenizer is None:
         raise InputError(f"{run.folder}: the run has no tokenizer: {system} makes no text")
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from quaver.kernels import dropout, seed_for
+from quaver.kernels import PerturbedLinear, dropout, seed_for
 
 
 class RMSNorm(nn.Module):
@@ -132,6 +132,11 @@ class Noisy(Protocol):
         """The noise of a step: seed key + step, and the number in the global batch of the first row to come."""
 
 
+def signed(seed: int) -> int:
+    """A seed modulo 2^64 as an int64 has it."""
+    return (seed + 2**63) % 2**64 - 2**63
+
+
 class Dropout(nn.Module):
     """Dropout from the package's stream: row r of the global batch has the same mask however the batch is cut."""
 
@@ -146,7 +151,7 @@ class Dropout(nn.Module):
 
     def set_noise(self, key: int, step: int, row: int) -> None:
         """See Noisy."""
-        self.seed.fill_((key + step + 2**63) % 2**64 - 2**63)
+        self.seed.fill_(signed(key + step))
         self.row = row
 
     def forward(self, x: Tensor) -> Tensor:
@@ -154,6 +159,31 @@ class Dropout(nn.Module):
         if not self.training or self.p == 0:
             return x
         return dropout(x, self.p, self.seed, offset=self.row * (x.numel() // x.shape[0]))
+
+
+class NoisyLinear(PerturbedLinear):
+    """PerturbedLinear whose seed is a step's: all rows of the global batch see the same perturbed weights."""
+
+    step_seed: Tensor
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__(in_features, out_features, bias, intensity=0.0)
+        # A buffer, not an int: a new step must compile nothing. Not of the state: the step and the path give it.
+        self.register_buffer("step_seed", torch.zeros((), dtype=torch.int64), persistent=False)
+
+    def set_noise(self, key: int, step: int, row: int) -> None:
+        """See Noisy."""
+        self.step_seed.fill_(signed(key + step))
+
+    @property
+    def seed(self) -> Tensor:
+        """Of the step."""
+        return self.step_seed
+
+    @seed.setter
+    def seed(self, value: Any) -> None:
+        if "step_seed" in self._buffers:
+            self.step_seed.fill_(signed(int(value)))
 
 
 class NoiseKeys:

@@ -1,6 +1,7 @@
 """A run's folder, for use: its configuration, its tokenizer and a model with its weights."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from . import tokenizers
-from .config import RunConfig, fill, read_yaml
+from .config import RunConfig, fill, override, read_yaml
 from .errors import CheckpointError, InputError
 from .systems import System, find
 from .training import checkpoint
@@ -46,7 +47,9 @@ def load_config(folder: Path) -> RunConfig:
     return dataclasses.replace(config, **sections)
 
 
-def load(folder: Path, system: str, which: str = "best") -> Run:
+def load(
+    folder: Path, system: str, which: str = "best", overrides: Mapping[str, Mapping[str, Any]] | None = None
+) -> Run:
     """A model as a run has saved it.
 
     Args:
@@ -54,11 +57,13 @@ def load(folder: Path, system: str, which: str = "best") -> Run:
         system: the name that is expected.
         which: "best" (by validation; the last where there was no validation), "last", or the path of a safetensors
             file of the same model.
+        overrides: settings to use instead of the run's, by section: how text is read, what a model does beside its
+            weights.
 
     Raises:
         InputError, CheckpointError: for another system, and for files that are missing or not what they must be.
     """
-    config = load_config(folder)
+    config = override(load_config(folder), overrides or {})
     if config.system != system:
         raise InputError(f"{folder}: a run of {config.system}, expected one of {system}")
     paths = [folder / f"{name}.safetensors" for name in ("best", "last")]

@@ -1,7 +1,9 @@
 """Where the engine finds a system: by its name, which is that of its module here."""
 
+import contextlib
 import importlib
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +15,7 @@ from .data import IGNORED, Batch
 from .errors import InputError
 
 #: Every system: a module of this name beside this file has a SYSTEM.
-NAMES = ("baseline",)
+NAMES = ("baseline", "chaos")
 
 
 def next_token_loss(model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -25,6 +27,11 @@ def next_token_loss(model: nn.Module, batch: Batch, step: int) -> dict[str, Tens
 def no_callbacks(config: RunConfig) -> list[Any]:
     """Of a system that needs none."""
     return []
+
+
+def as_it_is(model: nn.Module) -> AbstractContextManager[Any]:
+    """Of a system whose models are evaluated as they stand."""
+    return contextlib.nullcontext()
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,8 @@ class System:
     loss: Callable[[nn.Module, Batch, int], dict[str, Tensor]] = next_token_loss
     #: Lightning callbacks of a run: schedules, what changes the model between steps. Their state_dict is saved.
     callbacks: Callable[[RunConfig], list[Any]] = no_callbacks
+    #: What a model must be in while it is evaluated, during training too.
+    evaluating: Callable[[nn.Module], AbstractContextManager[Any]] = as_it_is
     #: Data of the system's own instead of text: (config, folder of the run) -> what data.TextData does.
     data: Callable[[RunConfig, Any], Any] | None = None
     #: Further checks of `quaver verify`: name -> (model, seed) -> what was found; raises where it is wrong.

@@ -277,7 +277,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder: Path) -> None:
 
 def test_wandb_is_named_where_it_is_missing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "WandbLogger", _missing)
-    with pytest.raises(InputError, match="train.wandb: wandb is not installed: pip install wandb"):
+    with pytest.raises(InputError, match=r"train.wandb: wandb is not installed: pip install wandb"):
         train(folder, "wandb", "train.wandb=true")
 
 

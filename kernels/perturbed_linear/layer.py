@@ -119,10 +119,11 @@ class PerturbedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [.., in_features] -> [.., out_features], or [P, .., out_features] for seeds [P]."""
-        if self._silent and not (isinstance(self._seed, Tensor) and self._seed.dim()):
+        seed = self.seed
+        if self._silent and not (isinstance(seed, Tensor) and seed.dim()):
             return F.linear(x, self.weight, self.bias)
         sigma, bias_sigma = self._sigmas()
-        noise: dict[str, Any] = {"seed": self._seed, "stream": self.stream, "distribution": self.distribution}
+        noise: dict[str, Any] = {"seed": seed, "stream": self.stream, "distribution": self.distribution}
         if is_sharded(self.weight):
             return sharded_linear(x, self.weight, self.bias, sigma, bias_sigma, **noise)
         return perturbed_linear(x, self.weight, self.bias, sigma=sigma, bias_sigma=bias_sigma, **noise)

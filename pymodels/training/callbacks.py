@@ -157,6 +157,7 @@ class Engine(pl.Callback):
             world=trainer.world_size,
             device=module.device,
             context=trainer.precision_plugin.forward_context(),
+            evaluating=module.system.evaluating,
         )
         metrics = {f"validation/{name}": value for name, value in self.validation.items() if name != "tokens"}
         self._write(trainer, metrics, module.step)

@@ -3,12 +3,14 @@
 import contextlib
 import math
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..systems import as_it_is
 from .module import all_sum, scored
 
 
@@ -23,6 +25,7 @@ def evaluate(
     world: int = 1,
     device: torch.device | str = "cpu",
     context: AbstractContextManager[Any] | None = None,
+    evaluating: Callable[[nn.Module], AbstractContextManager[Any]] = as_it_is,
 ) -> dict[str, float]:
     """Score a split: each token once, from the tokens before it in its row.
 
@@ -34,6 +37,7 @@ def evaluate(
         rank, world: this process and the number of them: each scores its share, and all get the result.
         device: of the model.
         context: such as autocast.
+        evaluating: of the system.
 
     Returns:
         loss (nats a token, plain cross-entropy), perplexity, accuracy, tokens, tokens_per_second; and of a whole split
@@ -45,7 +49,7 @@ def evaluate(
     model.eval()
     start = time.perf_counter()
     sums = torch.zeros(3, dtype=torch.float64, device=device)
-    with torch.no_grad(), context or contextlib.nullcontext():
+    with torch.no_grad(), context or contextlib.nullcontext(), evaluating(model):
         for first in range(0, count, world):
             # The processes of fsdp2 must all call the model as often: one without a batch scores nothing.
             batch = rows[first + rank] if first + rank < count else rows.nothing()
