@@ -258,7 +258,7 @@ def test_the_installed_program_has_the_commands() -> None:
     assert "quaver train baseline --preset tiny --data book.txt --out runs/book" in done.stdout
     done = quaver("verify", "nothing")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "quaver: system 'nothing': expected one of baseline\n"
+    assert done.stderr == "quaver: system 'nothing': expected one of baseline, chaos\n"
 
 
 def test_without_the_packages_of_the_models() -> None:
