@@ -83,15 +83,15 @@ def plain(net: ChaosTransformer, x: Tensor) -> Tensor:
     """The same model written with cloned weights: what the noise in the kernels must equal."""
 
     def noisy(linear: Any, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        def one(value: Tensor, domain: int) -> Tensor:
+        def one(value: Tensor, stream: int) -> Tensor:
             scale = value.detach().double().std().to(value.dtype) if value.numel() > 1 else torch.zeros(())
             from quaver.kernels.perturb import reference
 
             seed = linear.step_seed
             shape = (0, 0, value.shape[-1]) if value.dim() == 2 else (0, 0, value.shape[0])
-            return reference.perturb(value, net.intensity * scale, seed, 0, domain, *shape)
+            return reference.perturb(value, net.intensity * scale, seed, stream, 0, *shape)
 
-        return one(weight, 0), None if bias is None else one(bias, 256)
+        return one(weight, 0), None if bias is None else one(bias, 1)
 
     def linear(layer: Any, x: Tensor) -> Tensor:
         weight, bias = noisy(layer, layer.weight, layer.bias)
