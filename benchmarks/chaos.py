@@ -206,7 +206,7 @@ def _plot(results: dict[str, Any], path: Path) -> None:
 
 
 # ---- speed ----------------------------------------------------------------------------------------------------------
-def _cloned_step(model: ChaosTransformer, intensity: float) -> Callable[[Tensor], Tensor]:
+def cloned_step(model: ChaosTransformer, intensity: float) -> Callable[[Tensor], Tensor]:
     """The source's algorithm around the same layers: clone each weight, add noise, use, restore."""
     from quaver.pymodels.layers import NoisyLinear
 
@@ -232,19 +232,21 @@ def _cloned_step(model: ChaosTransformer, intensity: float) -> Callable[[Tensor]
     return model
 
 
-def _stepper(model: ChaosTransformer, call: Callable[[Tensor], Tensor], batch: int) -> Callable[[], None]:
+def stepper(model: ChaosTransformer, call: Callable[[Tensor], Tensor], batch: int) -> Callable[[], float]:
+    """A training step of `call`, which computes the model's logits; it returns the loss."""
     generator = torch.Generator().manual_seed(0)
     config = model.config
     tokens = torch.randint(config.vocab_size, (batch, config.context + 1), generator=generator)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     steps = iter(range(10**9))
 
-    def step() -> None:
+    def step() -> float:
         model.noise.set(next(steps), 0)
         loss = F.cross_entropy(call(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        return loss.item()
 
     return step
 
@@ -265,10 +267,10 @@ def speed(
         for level, model in models.items():
             model.intensity = level
         cloned = ChaosTransformer(config)
-        forms: dict[str, Callable[[], None]] = {f"eager {level}": _stepper(m, m, batch) for level, m in models.items()}
-        forms["cloned 0.3"] = _stepper(cloned, _cloned_step(cloned, 0.3), batch)
+        forms: dict[str, Callable[[], float]] = {f"eager {level}": stepper(m, m, batch) for level, m in models.items()}
+        forms["cloned 0.3"] = stepper(cloned, cloned_step(cloned, 0.3), batch)
         for level, model in copy.deepcopy(models).items():
-            forms[f"compiled {level}"] = _stepper(model, torch.compile(model), batch)
+            forms[f"compiled {level}"] = stepper(model, torch.compile(model), batch)
         seconds: dict[str, list[float]] = {name: [] for name in forms}
         for step in forms.values():
             for _ in range(3):
@@ -290,7 +292,7 @@ def memory(intensity: float, width: int = 448) -> None:
     config = ChaosConfig(context=128, width=width, hidden=2 * width, layers=4)
     model = ChaosTransformer(config)
     model.intensity = intensity
-    step = _stepper(model, model, 2)
+    step = stepper(model, model, 2)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(5):
         step()

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from .errors import InputError
 from .files import write_atomically
+from .runs import load_config
+from .systems import find
 from .training.logs import read_metrics
 
 #: Panels that every run has: title, label of the y axis, logarithmic?, metrics with their line styles.
@@ -35,16 +37,17 @@ def plot_runs(folders: Sequence[Path], path: Path) -> None:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
         raise InputError("plot: matplotlib is not installed: pip install matplotlib") from None
-    runs = {}
+    runs, beside = {}, {}
     for folder in folders:
         if not (folder / "metrics.csv").is_file():
             raise InputError(f"{folder}: there is no metrics.csv in this folder: no run, or none that has begun")
         runs[str(folder)] = read_metrics(folder / "metrics.csv")
+        beside[str(folder)] = find(load_config(folder).system).beside_loss
         if not runs[str(folder)]:
             raise InputError(f"{folder}: nothing has been logged yet")
     usual = {name for panel in _PANELS for name, _ in panel[3]}
     hidden = {"validation/tokens_per_second", "validation/word_perplexity", "validation/bits_per_character"}
-    others = sorted({name for metrics in runs.values() for name in metrics} - usual - hidden)
+    others = sorted({name for metrics in runs.values() for name in metrics} - usual - hidden - set(beside.values()))
     panels = [*_PANELS, *((name, "", False, ((name, "-"),)) for name in others)]
     panels = [panel for panel in panels if any(name in metrics for metrics in runs.values() for name, _ in panel[3])]
     across = min(3, len(panels))
@@ -76,6 +79,13 @@ def plot_runs(folders: Sequence[Path], path: Path) -> None:
         if logarithmic:
             axes.set_yscale("log")
     grid.flat[0].legend(fontsize="x-small")
+    drawn = [(run, name) for run, name in beside.items() if name in runs[run]]
+    if drawn:
+        axes = grid.flat[0].twinx()
+        axes.set_ylabel(drawn[0][1].removeprefix("train/"))
+        for run, name in drawn:
+            color = f"C{list(runs).index(run) % 10}"
+            axes.plot(*zip(*runs[run][name], strict=True), ":", color=color, linewidth=1.5)
     figure.tight_layout()
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=90)

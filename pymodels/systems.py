@@ -60,6 +60,8 @@ class System:
     callbacks: Callable[[RunConfig], list[Any]] = no_callbacks
     #: What a model must be in while it is evaluated, during training too.
     evaluating: Callable[[nn.Module], AbstractContextManager[Any]] = as_it_is
+    #: A logged metric that plots draw beside the loss, on an axis of its own, such as a schedule.
+    beside_loss: str = ""
     #: Data of the system's own instead of text: (config, folder of the run) -> what data.TextData does.
     data: Callable[[RunConfig, Any], Any] | None = None
     #: Further checks of `quaver verify`: name -> (model, seed) -> what was found; raises where it is wrong.

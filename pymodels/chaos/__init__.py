@@ -46,5 +46,6 @@ SYSTEM = System(
     build=ChaosTransformer,
     loss=_loss,
     callbacks=_callbacks,
+    beside_loss="train/intensity",
     evaluating=lambda model: model.at(model.config.intensity),  # type: ignore[operator, union-attr]
 )
