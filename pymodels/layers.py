@@ -57,6 +57,11 @@ def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
+def empty_cache(layers: int, shape: tuple[int, int, int, int], like: Tensor) -> "list[LayerCache]":
+    """For each layer, keys and values of `shape` [B, kv heads, context, d], of a tensor's device and dtype."""
+    return [LayerCache(*shape, device=like.device, dtype=like.dtype) for _ in range(layers)]
+
+
 class LayerCache:
     """Keys and values of one layer, [B, kv heads, capacity, d], filled up to `length`."""
 
@@ -91,6 +96,23 @@ def causal_mask(queries: int, keys: int, attention_mask: Tensor | None, device: 
     if attention_mask is None:
         return allowed
     return (allowed & attention_mask[:, None, None, :].bool()) | (distance == 0)
+
+
+def place_in_context(
+    tokens: Tensor, attention_mask: Tensor | None, cache: list[LayerCache] | None, context: int
+) -> tuple[int, Tensor | None]:
+    """How many tokens come before those of a call, and the mask of its attention: None for plain causal attention.
+
+    Raises:
+        ValueError: for more tokens than the context holds, or a mask with a cache.
+    """
+    past, length = cache[0].length if cache else 0, tokens.shape[1]
+    if past + length > context:
+        raise ValueError(f"tokens: expected at most context = {context}, got {past + length}")
+    if cache and attention_mask is not None:
+        raise ValueError("attention_mask: expected None together with a cache")
+    plain = attention_mask is None and past == 0
+    return past, None if plain else causal_mask(length, past + length, attention_mask, tokens.device)
 
 
 class Attention(nn.Module):

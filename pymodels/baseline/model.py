@@ -10,8 +10,9 @@ from ..layers import (
     LayerCache,
     RMSNorm,
     SwiGLU,
-    causal_mask,
+    empty_cache,
     initialize,
+    place_in_context,
     rotary_tables,
     run_block,
 )
@@ -68,9 +69,8 @@ class Baseline(nn.Module):
 
     def make_cache(self, batch: int) -> list[LayerCache]:
         """An empty cache of keys and values for `batch` sequences of up to `context` tokens."""
-        c, weight = self.config, self.embedding.weight
-        shape = (batch, c.kv_heads, c.context, c.width // c.heads)
-        return [LayerCache(*shape, device=weight.device, dtype=weight.dtype) for _ in self.blocks]
+        c = self.config
+        return empty_cache(c.layers, (batch, c.kv_heads, c.context, c.width // c.heads), self.embedding.weight)
 
     def forward(
         self, tokens: Tensor, attention_mask: Tensor | None = None, cache: list[LayerCache] | None = None
@@ -88,16 +88,10 @@ class Baseline(nn.Module):
         Raises:
             ValueError: for more tokens than the context holds, or a mask with a cache.
         """
-        past = cache[0].length if cache else 0
+        past, mask = place_in_context(tokens, attention_mask, cache, self.config.context)
         length = tokens.shape[1]
-        if past + length > self.config.context:
-            raise ValueError(f"tokens: expected at most context = {self.config.context}, got {past + length}")
-        if cache and attention_mask is not None:
-            raise ValueError("attention_mask: expected None together with a cache")
         positions = torch.arange(past, past + length, device=tokens.device)
         tables = rotary_tables(positions, self.config.width // self.config.heads, self.config.rope_base)
-        plain = attention_mask is None and past == 0
-        mask = None if plain else causal_mask(length, past + length, attention_mask, tokens.device)
         x = self.embedding_dropout(self.embedding(tokens))
         for number, block in enumerate(self.blocks):
             x = run_block(block, x, tables, mask, cache[number] if cache else None, recompute=self.recompute)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..generate import Generated, Sampling, generate
-from ..layers import LayerCache, NoiseKeys, NoisyLinear, causal_mask, initialize, run_block
+from ..layers import LayerCache, NoiseKeys, NoisyLinear, empty_cache, initialize, place_in_context, run_block
 from ..tokenizers import Tokenizer
 from .config import ChaosConfig
 
@@ -142,9 +142,8 @@ class ChaosTransformer(nn.Module):
 
     def make_cache(self, batch: int) -> list[LayerCache]:
         """An empty cache of keys and values for `batch` sequences of up to `context` tokens."""
-        c, weight = self.config, self.embedding.weight
-        shape = (batch, c.heads, c.context, c.width // c.heads)
-        return [LayerCache(*shape, device=weight.device, dtype=weight.dtype) for _ in self.blocks]
+        c = self.config
+        return empty_cache(c.layers, (batch, c.heads, c.context, c.width // c.heads), self.embedding.weight)
 
     def forward(
         self, tokens: Tensor, attention_mask: Tensor | None = None, cache: list[LayerCache] | None = None
@@ -162,14 +161,8 @@ class ChaosTransformer(nn.Module):
         Raises:
             ValueError: for more tokens than the context holds, or a mask with a cache.
         """
-        past = cache[0].length if cache else 0
+        past, mask = place_in_context(tokens, attention_mask, cache, self.config.context)
         length = tokens.shape[1]
-        if past + length > self.config.context:
-            raise ValueError(f"tokens: expected at most context = {self.config.context}, got {past + length}")
-        if cache and attention_mask is not None:
-            raise ValueError("attention_mask: expected None together with a cache")
-        plain = attention_mask is None and past == 0
-        mask = None if plain else causal_mask(length, past + length, attention_mask, tokens.device)
         x = self.embedding(tokens) + self.positions.weight[past : past + length]
         for number, block in enumerate(self.blocks):
             x = run_block(block, x, mask, cache[number] if cache else None, recompute=self.recompute)
