@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -125,6 +126,11 @@ def test_text_larger_than_memory(tmp_path: Path) -> None:
             out.write(line)
     more = ("train.steps=20", "train.eval_every=0", "data.validation_share=1e-4", "data.test_share=1e-4")
     limited = ["prlimit", f"--data={10**9}", *command(*arguments(tmp_path, "run", *more))]
-    done = subprocess.run(limited, env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert len(losses(tmp_path, "run")) == 20
+    try:
+        done = subprocess.run(limited, env=environment(), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert len(losses(tmp_path, "run")) == 20
+    finally:
+        # pytest keeps the folders of three sessions.
+        (tmp_path / "text.txt").unlink()
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
