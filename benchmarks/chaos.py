@@ -160,7 +160,7 @@ def tables(results: dict[str, Any]) -> Iterator[str]:
     measures = ("entropy", "distinct_1", "distinct_2", "distinct_3", "novelty")
     for kind in KINDS:
         for knob, levels in (("intensity", INTENSITIES), ("temperature", TEMPERATURES)):
-            yield f"\n| {kind}: {knob} | " + " | ".join(measures) + " |\n|---" * 6 + "|"
+            yield f"\n| {kind}: {knob} | " + " | ".join(measures) + " |\n" + "|---" * 6 + "|"
             for level in levels:
                 rows = [results[f"{kind}-{seed}"][knob][level] for seed in SEEDS]
                 yield f"| {level} | " + " | ".join(_spread([row[m] for row in rows]) for m in measures) + " |"
