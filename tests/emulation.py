@@ -1,6 +1,7 @@
 """Builds the CUDA kernels for the emulator (csrc/emulator) and runs them on the CPU with every access checked."""
 
 import ctypes
+import fcntl
 import functools
 import shutil
 import subprocess
@@ -164,11 +165,15 @@ def _run(*command: str) -> None:
 @functools.cache
 def build(target: str) -> Path:
     """Builds a library of csrc/emulator/CMakeLists.txt, as far as it is out of date, and returns its path."""
-    if not (BUILD / "build.ninja").exists():
-        source = str(ROOT / "csrc" / "emulator")
-        paths = (f"-DPython3_EXECUTABLE={sys.executable}", f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}")
-        _run(_tool("cmake"), "-G", "Ninja", "-S", source, "-B", str(BUILD), *paths)
-    _run(_tool("cmake"), "--build", str(BUILD), "--target", target)
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD / ".lock").open("w") as lock:
+        # Processes that test at the same time build one after the other.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (BUILD / "build.ninja").exists():
+            source = str(ROOT / "csrc" / "emulator")
+            paths = (f"-DPython3_EXECUTABLE={sys.executable}", f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}")
+            _run(_tool("cmake"), "-G", "Ninja", "-S", source, "-B", str(BUILD), *paths)
+        _run(_tool("cmake"), "--build", str(BUILD), "--target", target)
     return BUILD / f"lib{target}.so"
 
 
