@@ -49,7 +49,7 @@ slow: install $(VENV)/installed-slow
 bench: install $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest benchmarks/bench_*.py --benchmark-enable --benchmark-only
 
-lint: install
+lint: install $(VENV)/installed-test
 	$(PIP) install ruff mypy clang-format
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
