@@ -7,7 +7,6 @@ instruction of the loop over weights executed once a turn (the code for rows tha
 What a card took is in docs/gpu.md.
 """
 
-import subprocess
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,8 +15,8 @@ from typing import Annotated
 import typer
 
 import quaver.kernels
-from quaver.kernels._machine_code import Function, nvidia_functions
-from quaver.kernels._resources import collect, triton_function
+from quaver.kernels._machine_code import Function
+from quaver.kernels._resources import collect, cuda_functions, triton_function
 
 #: Lanes of a pipe of an SM that start an instruction in a clock (CUDA C++ Programming Guide, Arithmetic Instructions).
 RATES = {"issue": 128, "fma": 128, "imad": 64, "alu": 64, "special": 16, "memory": 32, "tensor": 16}
@@ -32,11 +31,10 @@ CLOCKS = 132 * 1.755e9
 BYTES = 0.92 * 3.35e12
 #: Kernels by the start of their name, with bytes moved a weight (weights read, and written where the op returns them).
 KERNELS = {
-    "perturb_kernel<quaver::bfloat16, quaver::bfloat16, quaver::gpu::Normals": 4,
-    "perturb_kernel<float, float, quaver::gpu::Normals": 8,
-    "few_rows_kernel<quaver::bfloat16, quaver::bfloat16, quaver::gpu::Normals": 2,
-    "few_rows_input_gradient_kernel<quaver::bfloat16, quaver::bfloat16, quaver::gpu::Normals": 2,
-    "dot_rows_kernel<float, quaver::gpu::Normals": 4,
+    "perturb_kernel<bfloat16, bfloat16, Normals": 4,
+    "perturb_kernel<float, float, Normals": 8,
+    "few_rows_kernel<bfloat16, bfloat16, Normals": 2,
+    "few_rows_input_gradient_kernel<bfloat16, bfloat16, Normals": 2,
 }
 TRITON = {"perturb.perturb_kernel(bf16": 4, "perturb.perturb_kernel(fp32": 8, "perturbed_linear.product_kernel(bf16": 2}
 SHAPES = ((448, 448), (768, 3072), (4096, 4096))
@@ -62,16 +60,13 @@ def seconds(cost: dict[str, float], bytes_of_weight: int) -> float:
     return max(*(cost[pipe] / rate / CLOCKS for pipe, rate in RATES.items()), bytes_of_weight / BYTES)
 
 
-def cuda_functions(target: str) -> Iterator[tuple[str, Function, int]]:
+def cpp_functions(target: str) -> Iterator[tuple[str, Function, int]]:
     folder = Path(quaver.kernels.__file__).parent / "_lib"
     for library in sorted(folder.glob("*quaver_cuda*.so")):
-        functions = [function for function in nvidia_functions(library) if function.target == target]
-        symbols = "\n".join(function.symbol for function in functions)
-        names = subprocess.run(["c++filt", "-p"], input=symbols, capture_output=True, text=True, check=True).stdout
-        for name, function in zip(names.splitlines(), functions, strict=True):
+        for name, function in cuda_functions(library):
             for start, bytes_of_weight in KERNELS.items():
-                if name.removeprefix("void ").replace("quaver::gpu::", "", 1).startswith(start):
-                    yield f"CUDA C++: {start.replace('quaver::', '').replace('gpu::', '')}>", function, bytes_of_weight
+                if function.target == target and name.startswith(start):
+                    yield f"CUDA C++: {start}>", function, bytes_of_weight
 
 
 def triton_functions(target: str) -> Iterator[tuple[str, Function, int]]:
@@ -100,7 +95,7 @@ def table(rows: Iterable[tuple[str, Function, int]]) -> Iterator[str]:
 
 def main(target: Annotated[str, typer.Option(help="sm_80 or sm_90")] = "sm_90") -> None:
     """Print the table."""
-    for line in table([*cuda_functions(target), *triton_functions(target)]):
+    for line in table([*cpp_functions(target), *triton_functions(target)]):
         typer.echo(line)
 
 

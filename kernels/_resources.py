@@ -167,18 +167,23 @@ def compile_triton(launch: Launch, target: str) -> KernelReport:
         return _nvidia_report(name, target, _nvidia_function(compiled), shared)
 
 
-def cuda_kernels(library: Path) -> list[KernelReport]:
-    """Every kernel of every architecture in the shared library that nvcc built; needs c++filt, as g++ does."""
+def cuda_functions(library: Path) -> list[tuple[str, machine_code.Function]]:
+    """(name, machine code) of every kernel of every architecture in the shared library that nvcc built; needs c++filt,
+    as g++ does."""
     functions = machine_code.nvidia_functions(library)
-    texts = machine_code.ptx_of_kernels(library)
-    for function in functions:
-        function.ptx = texts.get((function.target, function.symbol), "")
     symbols = "\n".join(function.symbol for function in functions)
     names = subprocess.run(["c++filt", "-p"], input=symbols, capture_output=True, text=True, check=True).stdout
-    return [
-        _nvidia_report(_NAMESPACES.sub("", name), function.target, function, function.resources["SHARED"])
-        for name, function in zip(names.splitlines(), functions, strict=True)
-    ]
+    return [(_NAMESPACES.sub("", name), function) for name, function in zip(names.splitlines(), functions, strict=True)]
+
+
+def cuda_kernels(library: Path) -> list[KernelReport]:
+    """The reports of `cuda_functions`."""
+    texts = machine_code.ptx_of_kernels(library)
+    reports = []
+    for name, function in cuda_functions(library):
+        function.ptx = texts.get((function.target, function.symbol), "")
+        reports.append(_nvidia_report(name, function.target, function, function.resources["SHARED"]))
+    return reports
 
 
 def collect(ops: Iterable[str], targets: Iterable[str] = TARGETS) -> list[tuple[Launch, str]]:

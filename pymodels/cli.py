@@ -86,6 +86,7 @@ def train(
     the state), metrics.csv, tensorboard/, data/ (tokens).
     """
     from .runs import CONFIG, load_config
+    from .training.loop import is_first_process
     from .training.loop import train as run
 
     console = _console()
@@ -102,6 +103,8 @@ def train(
     given: dict[str, dict[str, Any]] = {"data": {"source": data}, "train": {"steps": steps, "seed": seed}}
     settings = _settings(start, config, given, overrides)
     finished = run(settings, folder, resume=resume, console=console)
+    if not is_first_process():
+        return
     if finished.stopped:
         console.print(f"stopped at step {finished.step} of {settings.train.steps}; --resume goes on")
         raise typer.Exit(130)
@@ -166,11 +169,13 @@ def generate(
     from . import runs
     from .generate import Sampling
     from .generate import generate as make
+    from .training.loop import device_of
 
     sampling = Sampling(temperature, top_k, top_p, max_tokens, tuple(stop or ()), seed)
     run = runs.load(_folder(system, preset, out), system, checkpoint, nested(overrides or ()))
     if run.tokenizer is None:
         raise InputError(f"{run.folder}: the run has no tokenizer: {system} makes no text")
+    run.model.to(device_of(run.config))
 
     def write(text: str) -> None:
         # What the terminal's encoding lacks is replaced.

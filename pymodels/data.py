@@ -274,6 +274,15 @@ def _read_tokens(path: Path) -> Split:
     return Split(ids, meta["words"], meta["lines"], meta["characters"], meta["digest"])
 
 
+def _key(facts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _made_by(tokenizer: Tokenizer, done: Path) -> bool:
+    """Whether token files are there that this tokenizer has made: those of a run that goes on."""
+    return done.exists() and json.loads(done.read_text())["tokenizer"] == tokenizer.to_dict()
+
+
 def prepare(
     config: DataConfig, vocab_size: int, context: int, seed: int, folder: Path, tokenizer: Tokenizer | None = None
 ) -> TextData:
@@ -292,10 +301,12 @@ def prepare(
     """
     cache = Path(config.cache) if config.cache else folder / "data"
     cache.mkdir(parents=True, exist_ok=True)
-    given = tokenizer.to_dict() if tokenizer is not None else [config.tokenizer, config.tokenizer_path, vocab_size]
-    facts = [_identity(config.source), config.text_field, config.validation_share, config.test_share, given]
-    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    facts = [_identity(config.source), config.text_field, config.validation_share, config.test_share]
+    key = _key([*facts, [config.tokenizer, config.tokenizer_path, vocab_size]])
     done = cache / f"{key}.json"
+    if tokenizer is not None and not _made_by(tokenizer, done):
+        key = _key([*facts, tokenizer.to_dict()])
+        done = cache / f"{key}.json"
     # Processes that start together on one machine: one tokenizes, the others find the files.
     with FileLock(cache / f"{key}.lock"):
         if not done.exists():

@@ -91,9 +91,12 @@ class Emulator:
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Counts what is moved, for `moved` and `traffic`, until the next time. It makes runs several times slower."""
+        """Counts what is moved inside, for `moved` and `traffic`. It makes runs several times slower."""
         self.library.quaver_emulator_count(1)
-        yield
+        try:
+            yield
+        finally:
+            self.library.quaver_emulator_count(0)
 
     def moved(self, tensor: torch.Tensor | Array) -> tuple[int, int]:
         """The bytes of a tensor or array that kernels have read and written, each as often as a lane asked for it."""

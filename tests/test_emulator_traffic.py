@@ -82,8 +82,15 @@ def test_a_matrix_is_a_pass(faults: Emulator, line: int, passes: int) -> None:
 
 
 def test_nothing_is_counted_unasked(faults: Emulator) -> None:
-    faults.library.quaver_emulator_count(0)
     x, out = aligned(np.ones(32, np.float32)), aligned(np.zeros(33, np.float32))
+    with faults.counting():
+        faults.call_checked("forward", "traffic_strided", "ui", out, x, 1)
+    before = faults.traffic()
+    assert faults.moved(x) == (256, 0)
     faults.call_checked("forward", "traffic_strided", "ui", out, x, 1)
+    assert faults.traffic() == before != []
+    assert faults.moved(x) == (256, 0)
+    with faults.counting():
+        pass
     assert faults.traffic() == []
     assert faults.moved(x) == (0, 0)

@@ -230,6 +230,25 @@ def test_a_second_signal_stops_at_once(folder: Path, monkeypatch: pytest.MonkeyP
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_a_run_goes_on_where_its_text_has_moved(tmp_path: Path) -> None:
+    train(tmp_path, "run", "train.steps=2", "train.final_lr_share=1")
+    (tmp_path / "elsewhere").mkdir()
+    moved = text(tmp_path).rename(tmp_path / "elsewhere" / "book.txt")
+    run = train(tmp_path, "run", "train.steps=4", "train.final_lr_share=1", f"data.source={moved}", resume=True)
+    moved.rename(tmp_path / "text.txt")
+    assert same(weights(run), weights(train(tmp_path, "straight", "train.steps=4", "train.final_lr_share=1")))
+
+
+@pytest.mark.parametrize("tokenizer", ["bpe", "characters"])
+def test_text_is_tokenized_once(tmp_path: Path, tokenizer: str) -> None:
+    """A run that goes on has its tokenizer, and finds the tokens that were made with it."""
+    more = (f"data.tokenizer={tokenizer}", "model.vocab_size=300", "train.final_lr_share=1")
+    train(tmp_path, "run", "train.steps=1", *more)
+    made = {path.name for path in (tmp_path / "cache").glob("*.tokens")}
+    train(tmp_path, "run", "train.steps=2", *more, resume=True)
+    assert {path.name for path in (tmp_path / "cache").glob("*.tokens")} == made
+
+
 # ---- what is wrong --------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "more, message",
@@ -271,8 +290,18 @@ def test_a_device_that_is_not_there(folder: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(folder: Path) -> None:
-    with pytest.raises(InputError, match=r"step \d+: the loss is nan; train.lr = 1e\+30 may be too high"):
+    with pytest.raises(InputError, match=r"step \d+: the (loss|norm of the gradient) is (nan|inf); train.lr = 1e\+30 may"):
         train(folder, "nan", "train.lr=1e30", "train.clip=0", "train.warmup=0")
+
+
+def test_weights_that_are_not_finite_are_never_saved(folder: Path) -> None:
+    """Also where nothing is logged at the step."""
+    more = ("train.lr=1e30", "train.clip=0", "train.warmup=0", "train.log_every=100", "train.eval_every=0")
+    with pytest.raises(InputError, match=r"step \d+: the (loss|norm of the gradient) is (nan|inf)"):
+        train(folder, "unsaved", *more, "train.save_every=1")
+    saved = checkpoint.read_state(folder / "unsaved")["step"]
+    assert 1 <= saved < 12
+    assert all(value.isfinite().all() for value in weights(folder / "unsaved").values())
 
 
 def test_wandb_is_named_where_it_is_missing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

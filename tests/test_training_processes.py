@@ -33,6 +33,7 @@ def test_two_processes_train_as_one(tmp_path: Path, strategy: str) -> None:
         done = quaver(*arguments(tmp_path, name, *more), timeout=300)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("step 5/5  loss ") == 1
+        assert done.stdout.count(": 5 steps; validation: ") == 1
     for metric in ("train/loss", "train/gradient_norm", "validation/loss", "validation/accuracy"):
         assert losses(tmp_path, "two", metric) == pytest.approx(losses(tmp_path, "one", metric), rel=1e-5)
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
@@ -44,6 +45,26 @@ def test_two_processes_train_as_one(tmp_path: Path, strategy: str) -> None:
         done = quaver(*arguments(tmp_path, name, *more, "train.steps=7", "train.final_lr_share=0.1"), "--resume")
         assert done.returncode == 0, done.stderr
     assert losses(tmp_path, "two") == pytest.approx(losses(tmp_path, "one"), rel=1e-4)
+
+
+def test_chaos_trains_in_two_processes_as_in_one(tmp_path: Path) -> None:
+    """Noise in the weights, oscillations and heads made anew are the same in all processes."""
+    keys = [f"data.source={text(tmp_path)}", "train.threads=1", "train.log_every=1", "model.start=1", "model.end=3"]
+    shapes = ("ddp", "model.evolution=true", "model.evolution_window=2"), ("fsdp2",)
+    for strategy, *more in shapes:
+        for name, processes in (("one", ()), ("two", (f"train.strategy={strategy}", "train.processes=2"))):
+            out = tmp_path / f"{strategy}-{name}"
+            done = quaver(
+                *("train", "chaos", "--preset", "tiny", "--steps", "8", "--out", str(out), *keys, *more, *processes),
+                timeout=300,
+            )
+            assert done.returncode == 0, done.stderr
+        one, two = (losses(tmp_path, f"{strategy}-{name}") for name in ("one", "two"))
+        assert two == pytest.approx(one, rel=1e-5)
+        one, two = (weights(tmp_path / f"{strategy}-{name}") for name in ("one", "two"))
+        assert one.keys() == two.keys()
+        assert max((one[key] - two[key]).abs().max().item() for key in one) < 1e-3
+    assert checkpoint.read_state(tmp_path / "ddp-two")["callbacks"]["Evolution"]["evolution_step"] > 0
 
 
 def killed_run(folder: Path, kills: int, steps: int) -> int:

@@ -46,8 +46,14 @@ QUAVER_EXPORT void quaver_emulator_statistics(uint64_t (&out)[6]) {
   for (int i = 0; i < 6; i++) out[i] = values[i];
 }
 
-// Starts to count what kernels move, or stops; forgets what was counted.
-QUAVER_EXPORT void quaver_emulator_count(int wanted) { emulator::start_counting(wanted != 0); }
+// 1: forgets what was counted and counts what kernels move from now on. 0: stops.
+QUAVER_EXPORT void quaver_emulator_count(int wanted) {
+  if (wanted) {
+    emulator::start_counting();
+  } else {
+    emulator::stop_counting();
+  }
+}
 
 // Bytes read and written of the regions that begin in these bytes.
 QUAVER_EXPORT void quaver_emulator_moved(const void* begin, uint64_t bytes, uint64_t (&out)[2]) {

@@ -58,7 +58,7 @@ std::array<Warp, kMaxWarps> warps;
 
 using Accesses = std::vector<Access>::const_iterator;
 
-// How many pieces of `size` bytes the accesses touch.
+// The numbers of the pieces of `size` bytes that the accesses touch.
 std::vector<uintptr_t> pieces(Accesses begin, Accesses end, size_t size) {
   std::vector<uintptr_t> touched;
   for (; begin != end; ++begin) {
@@ -109,12 +109,14 @@ const char* name_of(Touch touch) {
 
 }  // namespace
 
-void start_counting(bool wanted) {
-  counting = wanted;
+void start_counting() {
+  counting = true;
   for (Warp& warp : warps) warp = {};
   costs.clear();
   regions.clear();
 }
+
+void stop_counting() { counting = false; }
 
 void count_access(Touch touch, uintptr_t region, uintptr_t address, size_t bytes, Site site) {
   if (!counting) return;

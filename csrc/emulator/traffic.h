@@ -14,8 +14,10 @@
 
 namespace quaver::emulator {
 
-// Forgets all counts.
-void start_counting(bool wanted);
+// Forgets all counts and counts from now on.
+void start_counting();
+// Keeps them.
+void stop_counting();
 
 // `region`: where the access's region of global memory begins, 0 in shared memory.
 void count_access(Touch touch, uintptr_t region, uintptr_t address, size_t bytes, Site site);

@@ -26,7 +26,8 @@ __all__ = [
 
 
 def _loss(model: Any, batch: Batch, step: int) -> dict[str, Tensor]:
-    return {**next_token_loss(model, batch, step), "intensity": torch.tensor(model.intensity)}
+    losses = next_token_loss(model, batch, step)
+    return {**losses, "intensity": torch.full_like(losses["loss"], model.intensity)}
 
 
 def _callbacks(config: RunConfig) -> list[Any]:

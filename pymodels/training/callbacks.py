@@ -87,12 +87,17 @@ class Engine(pl.Callback):
         step = module.step
         finished = step >= config.steps
         stop = bool(trainer.strategy.reduce_boolean_decision(self.interrupted(), all=False)) and not finished
-        if step % config.log_every == 0 or step == 1 or finished or stop:
-            self._log(trainer, module)
+        log = step % config.log_every == 0 or step == 1 or finished or stop
+        evaluation = finished or (config.eval_every > 0 and step % config.eval_every == 0)
+        save = step % config.save_every == 0 or finished or stop
+        if log or evaluation or save:
+            losses = module.mean_losses()
+            self._check_finite(trainer, module, losses["loss"])
+            if log:
+                self._log(trainer, module, losses)
         module.losses.clear()
-        due = finished or (config.eval_every > 0 and step % config.eval_every == 0)
-        is_best = due and "validation" in self._splits() and self._evaluate(trainer, module)
-        if step % config.save_every == 0 or finished or stop or is_best:
+        is_best = evaluation and "validation" in self._splits() and self._evaluate(trainer, module)
+        if save or is_best:
             self.save(trainer, module, is_best)
         if stop:
             self.stopped = trainer.should_stop = True
@@ -114,15 +119,22 @@ class Engine(pl.Callback):
     def _others(self, trainer: pl.Trainer) -> list[Any]:
         return [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
 
-    def _log(self, trainer: pl.Trainer, module: TrainingModule) -> None:
-        losses, now = module.mean_losses(), time.perf_counter()
+    def _check_finite(self, trainer: pl.Trainer, module: TrainingModule, loss: float) -> None:
+        """Before anything is saved. The loss tells of the weights before the step, its gradient of those after it."""
+        norm = 0.0
+        if module.gradient_norm is not None and getattr(trainer.precision_plugin, "scaler", None) is None:
+            norm = float(module.gradient_norm)  # a scaler leaves out the steps where it is not finite
+        for what, value in (("loss", loss), ("norm of the gradient", norm)):
+            if not math.isfinite(value):
+                raise InputError(
+                    f"step {module.step}: the {what} is {value}; train.lr = {module.config.train.lr} may be too high. "
+                    "The last checkpoint is of before"
+                )
+
+    def _log(self, trainer: pl.Trainer, module: TrainingModule, losses: dict[str, float]) -> None:
+        now = time.perf_counter()
         speed = self._tokens / max(now - self._clock, 1e-9)
         self._tokens, self._clock = 0, now
-        if not math.isfinite(losses["loss"]):
-            raise InputError(
-                f"step {module.step}: the loss is {losses['loss']}; train.lr = {module.config.train.lr} may be too "
-                "high. The last checkpoint is whole"
-            )
         metrics = {f"train/{name}": value for name, value in losses.items()}
         metrics |= {"train/lr": self._rate, "train/tokens_per_second": speed}
         if module.gradient_norm is not None:

@@ -28,10 +28,15 @@ from .callbacks import Engine
 from .logs import CSVMetrics
 from .module import TrainingModule
 
-#: What a resumed run may change: how far and where it trains, not what it is.
-MAY_CHANGE = {
-    *("steps", "device", "threads", "strategy", "processes", "accumulate", "activation_checkpointing", "compile"),
-    *("log_every", "eval_every", "eval_batches", "save_every", "wandb"),
+#: What a resumed run may change: how far and where it trains, not what it is. Where its text lies may change, since
+#: a digest of the text is in the state.
+MAY_CHANGE: dict[str, set[str]] = {
+    "model": set(),
+    "data": {"source", "cache"},
+    "train": {
+        *("steps", "device", "threads", "strategy", "processes", "accumulate", "activation_checkpointing", "compile"),
+        *("log_every", "eval_every", "eval_batches", "save_every", "wandb"),
+    },
 }
 
 
@@ -76,10 +81,10 @@ def prepared(system: System, config: RunConfig, folder: Path, tokenizer: Any = N
 
 def check_resumable(old: RunConfig, new: RunConfig) -> None:
     """Raise InputError where a resumed run would be another one."""
-    for section in ("model", "data", "train"):
+    for section, free in MAY_CHANGE.items():
         before, after = (dataclasses.asdict(getattr(config, section)) for config in (old, new))
         for key, value in before.items():
-            if value != after[key] and not (section == "train" and key in MAY_CHANGE):
+            if value != after[key] and key not in free:
                 raise InputError(
                     f"{section}.{key}: the run was begun with {value!r}, it cannot go on with {after[key]!r}"
                 )
