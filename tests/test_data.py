@@ -220,6 +220,17 @@ def test_tokens_are_made_once_and_again_when_the_text_changes(tmp_path: Path) ->
     assert ready(tmp_path, "more\n" + LINES, tokenizer="bpe").digest() != first.digest()
 
 
+def test_a_given_tokenizer_never_takes_the_tokens_of_another(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = ready(tmp_path / "other", LINES[::-1], tokenizer="bpe").tokenizer
+    first = ready(tmp_path, LINES, tokenizer="bpe")
+    asked = config(tmp_path / "text.txt", tokenizer="bpe")
+    found = prepare(asked, 512, 16, 0, tmp_path / "run", other)
+    assert found.tokenizer.to_dict() == other.to_dict() != first.tokenizer.to_dict()
+    assert found.digest() != first.digest()
+    assert prepare(asked, 512, 16, 0, tmp_path / "run", first.tokenizer).digest() == first.digest()
+
+
 def test_a_token_file_of_another_size_is_refused(tmp_path: Path) -> None:
     ready(tmp_path, LINES)
     file = next((tmp_path / "run/data").glob("*-train.tokens"))

@@ -25,6 +25,11 @@ from .module import TrainingModule
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
+def _scaler(trainer: pl.Trainer) -> Any:
+    """What scales the loss of 16-mixed, or None."""
+    return getattr(trainer.precision_plugin, "scaler", None)
+
+
 class Engine(pl.Callback):
     """Counts steps, and logs, evaluates and saves at those that the configuration names.
 
@@ -59,7 +64,7 @@ class Engine(pl.Callback):
                 saved = self.state["callbacks"].get(type(callback).__qualname__)
                 if saved is not None:
                     callback.load_state_dict(saved)
-            scaler = getattr(trainer.precision_plugin, "scaler", None)
+            scaler = _scaler(trainer)
             if scaler is not None and self.state["scaler"] is not None:
                 scaler.load_state_dict(self.state["scaler"])
         if trainer.is_global_zero and self.console.is_terminal:
@@ -122,13 +127,13 @@ class Engine(pl.Callback):
     def _check_finite(self, trainer: pl.Trainer, module: TrainingModule, loss: float) -> None:
         """Before anything is saved. The loss tells of the weights before the step, its gradient of those after it."""
         norm = 0.0
-        if module.gradient_norm is not None and getattr(trainer.precision_plugin, "scaler", None) is None:
+        if module.gradient_norm is not None and _scaler(trainer) is None:
             norm = float(module.gradient_norm)  # a scaler leaves out the steps where it is not finite
         for what, value in (("loss", loss), ("norm of the gradient", norm)):
             if not math.isfinite(value):
                 raise InputError(
                     f"step {module.step}: the {what} is {value}; train.lr = {module.config.train.lr} may be too high. "
-                    "The last checkpoint is of before"
+                    "The last checkpoint is from before it"
                 )
 
     def _log(self, trainer: pl.Trainer, module: TrainingModule, losses: dict[str, float]) -> None:
@@ -182,7 +187,7 @@ class Engine(pl.Callback):
         """Gather the state of all processes and write it in the first."""
         weights = get_model_state_dict(module.model, options=_WHOLE)
         (optimizer,) = trainer.optimizers
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        scaler = _scaler(trainer)
         states = {type(callback).__qualname__: callback.state_dict() for callback in self._others(trainer)}
         state = {
             "step": module.step,
