@@ -8,10 +8,12 @@ if __name__ == "quaver.kernels":
     from .perturbed_linear.layer import PerturbedLinear
     from .perturbed_linear.op import perturbed_linear
     from .philox.op import philox_normal, philox_permutation, philox_rademacher, philox_uniform, philox_words
+    from .window_attention.op import njx_attention, window_attention, window_exchange
 
     __all__ = [
         "PerturbedLinear",
         "dropout",
+        "njx_attention",
         "perturb",
         "perturb_",
         "perturbation_gradient",
@@ -25,6 +27,8 @@ if __name__ == "quaver.kernels":
         "use_backend",
         "weight_scale",
         "why_not",
+        "window_attention",
+        "window_exchange",
     ]
 else:
     # Hugging Face has a package `kernels` that transformers probes for. Seen from the repository root this folder goes

@@ -4,21 +4,6 @@
 
 namespace {
 
-template <class T>
-struct VectorOf;
-template <>
-struct VectorOf<float> {
-  using type = Floats;
-};
-template <>
-struct VectorOf<double> {
-  using type = Doubles;
-};
-template <class T>
-using Vector = typename VectorOf<T>::type;
-template <class T>
-constexpr int kLanes = kVectorBytes / int(sizeof(T));
-
 // The tile: kRows broadcast values of A times kVectors vectors of B. As many accumulators as the registers hold beside
 // the operands: 8 x 3 of 32, 6 x 2 of 16. kDepth: a panel of B of that depth stays in the L1 cache (16 x 256 floats are
 // 16 KiB) or streams from L2 at a fraction of its rate (three vectors for 24 multiply-adds).

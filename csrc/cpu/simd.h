@@ -26,6 +26,22 @@ typedef uint32_t Uints __attribute__((vector_size(kVectorBytes)));
 typedef uint64_t Longs __attribute__((vector_size(kVectorBytes)));
 constexpr int kFloats = kVectorBytes / 4, kLongs = kVectorBytes / 8;
 
+// Of float or double.
+template <class T>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  using type = Floats;
+};
+template <>
+struct VectorOf<double> {
+  using type = Doubles;
+};
+template <class T>
+using Vector = typename VectorOf<T>::type;
+template <class T>
+constexpr int kLanes = kVectorBytes / int(sizeof(T));
+
 #define QUAVER_INLINE inline __attribute__((always_inline))
 
 // The product of the low halves of each 64-bit lane.
@@ -176,6 +192,27 @@ QUAVER_INLINE Floats add_pair_products(Floats a, Floats b, Floats c) {
   return c;
 }
 #endif
+
+// The larger of each lane; b where one of them is not a number.
+QUAVER_INLINE Floats larger(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Floats)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+QUAVER_INLINE Doubles larger(Doubles a, Doubles b) {
+#if defined(__AVX512F__)
+  return (Doubles)_mm512_max_pd((__m512d)a, (__m512d)b);
+#elif defined(__AVX2__)
+  return (Doubles)_mm256_max_pd((__m256d)a, (__m256d)b);
+#else
+  return a > b ? a : b;
+#endif
+}
 
 QUAVER_INLINE Floats to_floats(Ints x) { return __builtin_convertvector(x, Floats); }
 QUAVER_INLINE Floats all(float x) { return x - Floats{}; }

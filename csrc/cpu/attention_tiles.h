@@ -1,0 +1,196 @@
+// What attention on the CPU is made of, a block of queries and a block of keys at a time. Scores are held transposed, a
+// row for each key and a lane for each query: maxima and sums over keys are then vertical.
+#pragma once
+#include "common/dtype.h"
+#include "cpu/exponential.h"
+#include "cpu/tile_product.h"
+#include "cpu/transpose.h"
+
+namespace {
+
+using quaver::compute_t;
+using quaver::narrow;
+using quaver::widen;
+
+// Queries at a time: with 64 keys their scores are 16 KiB.
+constexpr int64_t kQueries = 64;
+
+template <class T>
+constexpr T kLowest = sizeof(T) == 4 ? T(-3.4028234663852886e38) : T(-1.7976931348623157e308);
+
+// to [count, width] = from * factor, widened; then rows and columns of zeros up to a block.
+template <class E, class T = compute_t<E>>
+QUAVER_INLINE void read_rows(T* to, int64_t to_stride, const E* from, int64_t from_stride, int64_t count,
+                             int64_t width, T factor) {
+  for (int64_t t = 0; t < count; t++, to += to_stride, from += from_stride) {
+    for (int64_t c = 0; c < width; c++) to[c] = widen(from[c]) * factor;
+    for (int64_t c = width; c < to_stride; c++) to[c] = 0;
+  }
+  std::memset(to, 0, size_t((in_blocks(count) - count) * to_stride) * sizeof(T));
+}
+
+// to [columns, rows] = from [rows, columns], both of whole blocks.
+template <class T>
+QUAVER_INLINE void transpose(const T* from, int64_t rows, int64_t columns, T* to) {
+  for (int64_t r = 0; r < rows; r += kLanes<T>) {
+    for (int64_t c = 0; c < columns; c += kLanes<T>) {
+      transpose_tile(from + r * columns + c, columns, to + c * rows + r, rows, T(1));
+    }
+  }
+}
+
+// One block of queries against one of keys. Positions count from the first token of the attention.
+struct Block {
+  int64_t first_query, queries, first_key, keys;
+  // Query i sees key j where j + hidden <= i, for `causal`.
+  bool causal;
+  int64_t hidden;
+
+  int64_t columns() const { return in_blocks(queries); }
+  // The first block of queries that sees a key of the block of keys at `key`, from the first query.
+  QUAVER_INLINE int64_t first_column(int64_t key) const {
+    const int64_t at = first_key + key - first_query;
+    return !causal || at <= 0 ? 0 : at / kBlock * kBlock;
+  }
+  // How many keys a query of the block of queries at `column` may see.
+  QUAVER_INLINE int64_t seen(int64_t column) const {
+    if (!causal) return keys;
+    const int64_t end = first_query + column / kBlock * kBlock + kBlock - first_key;
+    return end < 0 ? 0 : end < keys ? end : keys;
+  }
+};
+
+// to [keys, queries] = rows [keys, width] times columns [width, queries], what is wholly hidden left out.
+template <class T>
+QUAVER_INLINE void scores(const Block& block, int64_t width, const T* rows, int64_t stride, const T* columns, T* to,
+                          Ahead& ahead) {
+  const int64_t total = block.columns();
+  if (!block.causal) {
+    multiply_tiles<T, true, false>(in_blocks(block.keys), total, width, rows, stride, columns, total, to, total, ahead);
+    return;
+  }
+  for (int64_t j = 0; j < block.keys; j += kBlock) {
+    const int64_t first = block.first_column(j);
+    if (first >= total) return;
+    multiply_tiles<T, true, false>(kBlock, total - first, width, rows + j * stride, stride, columns + first, total,
+                                   to + j * total + first, total, ahead);
+  }
+}
+
+// c [queries, columns] = (kAdd: +) p^T b: the sum over keys of p [keys, queries] times b [keys, columns].
+template <class T, bool kAdd>
+QUAVER_INLINE void sum_over_keys(const Block& block, int64_t columns, const T* p, const T* b, T* c, Ahead& ahead) {
+  const int64_t total = block.columns();
+  if (!block.causal) {
+    multiply_tiles<T, false, kAdd>(total, columns, block.keys, p, total, b, columns, c, columns, ahead);
+    return;
+  }
+  for (int64_t i = 0; i < total; i += kBlock) {
+    multiply_tiles<T, false, kAdd>(kBlock, columns, block.seen(i), p + i, total, b, columns, c + i * columns, columns,
+                                   ahead);
+  }
+}
+
+// c [keys, columns] += p b: the sum over queries of p [keys, queries] times b [queries, columns].
+template <class T>
+QUAVER_INLINE void sum_over_queries(const Block& block, int64_t columns, const T* p, const T* b, T* c, Ahead& ahead) {
+  const int64_t total = block.columns();
+  if (!block.causal) {
+    multiply_tiles<T, true, true>(in_blocks(block.keys), columns, block.queries, p, total, b, columns, c, columns,
+                                  ahead);
+    return;
+  }
+  for (int64_t j = 0; j < block.keys; j += kBlock) {
+    const int64_t first = block.first_column(j);
+    if (first >= block.queries) return;
+    multiply_tiles<T, true, true>(kBlock, columns, block.queries - first, p + j * total + first, total,
+                                  b + first * columns, columns, c + j * columns, columns, ahead);
+  }
+}
+
+// The number of each lane.
+template <class T>
+QUAVER_INLINE Vector<T> lane_numbers() {
+  Vector<T> numbers = {};
+  for (int i = 0; i < kLanes<T>; i++) numbers[i] = T(i);
+  return numbers;
+}
+
+// Scores that a query may not see become -infinity; only the blocks on the diagonal have any beside those left out.
+template <class T>
+QUAVER_INLINE void hide(const Block& block, T* p) {
+  using V = Vector<T>;
+  const int64_t total = block.columns();
+  for (int64_t x = 0; block.causal && x < total; x += kLanes<T>) {
+    const int64_t end = block.seen(x), query = block.first_query + x;
+    const int64_t diagonal = query / kBlock * kBlock - block.first_key;
+    const V lane = lane_numbers<T>();
+    for (int64_t j = diagonal < 0 ? 0 : diagonal; j < end; j++) {
+      T* at = p + j * total + x;
+      store(at, lane < T(block.first_key + j + block.hidden - query) ? all(T(-__builtin_inf())) : load<V>(at));
+    }
+  }
+}
+
+// Four sums at a time: they do not wait for each other, and each has fewer roundings.
+template <class V>
+QUAVER_INLINE V total(const V (&parts)[4]) {
+  return (parts[0] + parts[1]) + (parts[2] + parts[3]);
+}
+
+// p = exp(p - maximum) over the keys of this block, and the maximum and the sum of p over this block and those before;
+// factor: what sums over the blocks before are multiplied by.
+template <class T>
+QUAVER_INLINE void softmax(const Block& block, T* p, T* maximum, T* sum, T* factor) {
+  using V = Vector<T>;
+  const int64_t columns = block.columns();
+  hide(block, p);
+  for (int64_t x = 0; x < columns; x += kLanes<T>) {
+    const int64_t keys = block.seen(x);
+    const V before = load<V>(maximum + x);
+    V largest[4] = {before, before, before, before};
+    int64_t j = 0;
+    for (; j + 4 <= keys; j += 4) {
+#pragma GCC unroll 4
+      for (int u = 0; u < 4; u++) largest[u] = larger(load<V>(p + (j + u) * columns + x), largest[u]);
+    }
+    for (; j < keys; j++) largest[0] = larger(load<V>(p + j * columns + x), largest[0]);
+    const V now = larger(larger(largest[0], largest[1]), larger(largest[2], largest[3]));
+    V parts[4] = {};
+    for (j = 0; j + 4 <= keys; j += 4) {
+#pragma GCC unroll 4
+      for (int u = 0; u < 4; u++) {
+        T* at = p + (j + u) * columns + x;
+        const V e = exponentials(load<V>(at) - now);
+        store(at, e);
+        parts[u] += e;
+      }
+    }
+    for (; j < keys; j++) {
+      T* at = p + j * columns + x;
+      const V e = exponentials(load<V>(at) - now);
+      store(at, e);
+      parts[0] += e;
+    }
+    const V scaled = exponentials(before - now);
+    store(maximum + x, now);
+    store(sum + x, multiply_add(load<V>(sum + x), scaled, total(parts)));
+    store(factor + x, scaled);
+  }
+}
+
+// 1 / sum, 0 where nothing was seen.
+template <class T>
+QUAVER_INLINE void invert(T* sum, int64_t columns) {
+  for (int64_t x = 0; x < columns; x += kLanes<T>) {
+    const Vector<T> s = load<Vector<T>>(sum + x);
+    store(sum + x, s == T(0) ? Vector<T>{} : T(1) / s);
+  }
+}
+
+template <class T>
+QUAVER_INLINE void fill(T* to, int64_t count, T value) {
+  for (int64_t i = 0; i < count; i++) to[i] = value;
+}
+
+}  // namespace

@@ -1,0 +1,111 @@
+// Products of small matrices that lie in the L1 and L2 caches, for attention: rows in blocks, columns in vectors.
+#pragma once
+#include "cpu/simd.h"
+
+namespace {
+
+// Rows of these matrices are allocated in blocks of so many, columns in as many elements: every tile below divides it.
+constexpr int64_t kBlock = 16;
+
+QUAVER_INLINE int64_t in_blocks(int64_t n) { return (n + kBlock - 1) / kBlock * kBlock; }
+
+// Lines of memory that will be read next, fetched into the L2 cache a few at a time between tiles.
+struct Ahead {
+  static constexpr int kMost = 5;
+  struct Rows {
+    const char* first;
+    int64_t stride;
+  };
+  Rows rows[kMost];
+  int count = 0, lines = 0;  // of each row
+  int64_t each = 0;          // rows of each
+  int of = 0, line = 0;
+  int64_t row = 0;
+  int step = 0;  // lines at a time
+
+  QUAVER_INLINE void go() {
+    for (int n = 0; n < step && of < count; n++) {
+      __builtin_prefetch(rows[of].first + row * rows[of].stride + line * 64, 0, 2);
+      if (++line < lines) continue;
+      line = 0;
+      if (++row < each) continue;
+      row = 0;
+      of++;
+    }
+  }
+};
+
+// The rows of a tile with V vectors: as many accumulators as hide the latency of a multiply-add beside the operands.
+#if defined(__AVX512F__)
+constexpr int kTileRows[] = {16, 8, 8, 4};
+#else
+constexpr int kTileRows[] = {8, 4, 4, 2};
+#endif
+
+// c [R, V vectors] = (kAdd: +) the sum over k of A(i, k) B(k). Element (i, k) of A lies at i * a_stride + k for kByRow,
+// else at k * a_stride + i.
+template <class T, bool kByRow, bool kAdd, int R, int V>
+QUAVER_INLINE void tile_product(int64_t depth, const T* a, int64_t a_stride, const T* b, int64_t b_stride, T* c,
+                                int64_t c_stride) {
+  Vector<T> sum[R][V] = {};
+  for (int64_t k = 0; k < depth; k++) {
+    Vector<T> column[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) column[v] = load<Vector<T>>(b + v * kLanes<T>);
+#pragma GCC unroll 16
+    for (int i = 0; i < R; i++) {
+      const Vector<T> row = all(kByRow ? a[i * a_stride] : a[i]);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) sum[i][v] = multiply_add(row, column[v], sum[i][v]);
+    }
+    a += kByRow ? 1 : a_stride;
+    b += b_stride;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < R; i++) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      T* to = c + i * c_stride + v * kLanes<T>;
+      store(to, kAdd ? sum[i][v] + load<Vector<T>>(to) : sum[i][v]);
+    }
+  }
+}
+
+template <class T, bool kByRow, bool kAdd, int V>
+void column_of_tiles(int64_t rows, int64_t depth, const T* a, int64_t a_stride, const T* b, int64_t b_stride, T* c,
+                     int64_t c_stride, Ahead& ahead) {
+  constexpr int kRows = kTileRows[V - 1];
+  for (int64_t i = 0; i < rows; i += kRows) {
+    tile_product<T, kByRow, kAdd, kRows, V>(depth, a + i * (kByRow ? a_stride : 1), a_stride, b, b_stride,
+                                            c + i * c_stride, c_stride);
+    ahead.go();
+  }
+}
+
+// c [rows, columns] = (kAdd: +) A B, rows and columns in blocks.
+template <class T, bool kByRow, bool kAdd>
+QUAVER_INLINE void multiply_tiles(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t a_stride,
+                                  const T* b, int64_t b_stride, T* c, int64_t c_stride, Ahead& ahead) {
+  for (int64_t left = columns / kLanes<T>; left > 0;) {
+    // Six vectors are three and three, five are three and two: four and one would be slower.
+    const int vectors = left > 6 || left == 4 ? 4 : left > 4 ? 3 : int(left);
+    switch (vectors) {
+      case 4:
+        column_of_tiles<T, kByRow, kAdd, 4>(rows, depth, a, a_stride, b, b_stride, c, c_stride, ahead);
+        break;
+      case 3:
+        column_of_tiles<T, kByRow, kAdd, 3>(rows, depth, a, a_stride, b, b_stride, c, c_stride, ahead);
+        break;
+      case 2:
+        column_of_tiles<T, kByRow, kAdd, 2>(rows, depth, a, a_stride, b, b_stride, c, c_stride, ahead);
+        break;
+      default:
+        column_of_tiles<T, kByRow, kAdd, 1>(rows, depth, a, a_stride, b, b_stride, c, c_stride, ahead);
+    }
+    left -= vectors;
+    b += vectors * kLanes<T>;
+    c += vectors * kLanes<T>;
+  }
+}
+
+}  // namespace
