@@ -1,4 +1,4 @@
-"""The speed table of window_attention under pytest-benchmark: pytest benchmarks/bench_window_attention.py --benchmark-enable"""
+"""The speed table of window attention: pytest benchmarks/bench_window_attention.py --benchmark-enable"""
 
 import pytest
 from rows import time_variant, variants

@@ -1,5 +1,6 @@
 """window_attention, window_exchange and njx_attention on the CPU against their references and the libraries."""
 
+import itertools
 import random
 from typing import Any
 
@@ -149,7 +150,7 @@ def test_documents_are_as_if_alone(causal: bool) -> None:
     q, k, v = (torch.randn(2, 2, 50, 16) for _ in range(3))
     starts = [0, 3, 20, 21, 50]
     packed = window_attention(q, k, v, 8, causal=causal, document_starts=torch.tensor(starts, dtype=torch.int32))
-    for first, end in zip(starts, starts[1:], strict=False):
+    for first, end in itertools.pairwise(starts):
         alone = window_attention(*(x[:, :, first:end] for x in (q, k, v)), 8, causal=causal)
         assert torch.equal(packed[:, :, first:end], alone)
 
@@ -229,7 +230,8 @@ def test_memory_is_linear_in_the_number_of_tokens() -> None:
 
     short, long = extra(2048), extra(16384)
     assert long < 8.5 * short
-    assert long < 16384 * 16 * 4 * 20
+    # Everything allocated, freed or not, in tensors of the size of q: a T x T matrix would be 1,024.
+    assert long < 30 * 16384 * 16 * 4
 
 
 def test_jacobian_penalty_through_two_layers() -> None:

@@ -20,8 +20,8 @@ constexpr T kLowest = sizeof(T) == 4 ? T(-3.4028234663852886e38) : T(-1.79769313
 
 // to [count, width] = from * factor, widened; then rows and columns of zeros up to a block.
 template <class E, class T = compute_t<E>>
-QUAVER_INLINE void read_rows(T* to, int64_t to_stride, const E* from, int64_t from_stride, int64_t count,
-                             int64_t width, T factor) {
+QUAVER_INLINE void read_rows(T* to, int64_t to_stride, const E* from, int64_t from_stride, int64_t count, int64_t width,
+                             T factor) {
   for (int64_t t = 0; t < count; t++, to += to_stride, from += from_stride) {
     for (int64_t c = 0; c < width; c++) to[c] = widen(from[c]) * factor;
     for (int64_t c = width; c < to_stride; c++) to[c] = 0;
@@ -34,7 +34,7 @@ template <class T>
 QUAVER_INLINE void transpose(const T* from, int64_t rows, int64_t columns, T* to) {
   for (int64_t r = 0; r < rows; r += kLanes<T>) {
     for (int64_t c = 0; c < columns; c += kLanes<T>) {
-      transpose_tile(from + r * columns + c, columns, to + c * rows + r, rows, T(1));
+      transpose_tile(from + r * columns + c, columns, to + c * rows + r, rows);
     }
   }
 }
@@ -60,20 +60,28 @@ struct Block {
   }
 };
 
+// At most so many products are added in a row: the sums of longer rows would lose twice what a library's do.
+constexpr int64_t kDepth = 64;
+
 // to [keys, queries] = rows [keys, width] times columns [width, queries], what is wholly hidden left out.
 template <class T>
 QUAVER_INLINE void scores(const Block& block, int64_t width, const T* rows, int64_t stride, const T* columns, T* to,
                           Ahead& ahead) {
-  const int64_t total = block.columns();
-  if (!block.causal) {
-    multiply_tiles<T, true, false>(in_blocks(block.keys), total, width, rows, stride, columns, total, to, total, ahead);
-    return;
-  }
-  for (int64_t j = 0; j < block.keys; j += kBlock) {
-    const int64_t first = block.first_column(j);
+  const int64_t total = block.columns(), keys = in_blocks(block.keys);
+  for (int64_t j = 0; j < keys;) {
+    const int64_t first = block.first_column(j), count = block.causal ? kBlock : keys;
     if (first >= total) return;
-    multiply_tiles<T, true, false>(kBlock, total - first, width, rows + j * stride, stride, columns + first, total,
-                                   to + j * total + first, total, ahead);
+    for (int64_t c = 0; c < width; c += kDepth) {
+      const int64_t depth = width - c < kDepth ? width - c : kDepth;
+      const T *a = rows + j * stride + c, *b = columns + c * total + first;
+      T* part = to + j * total + first;
+      if (c == 0) {
+        multiply_tiles<T, true, false>(count, total - first, depth, a, stride, b, total, part, total, ahead);
+      } else {
+        multiply_tiles<T, true, true>(count, total - first, depth, a, stride, b, total, part, total, ahead);
+      }
+    }
+    j += count;
   }
 }
 

@@ -15,9 +15,8 @@ inline Tensor widened(const Tensor& x_) {
   float* to = data<float>(wide);
   const char* from = const_data<char>(x);
   const auto& loops = loops_of(x.scalar_type());
-  torch::stable::parallel_for(0, x.numel(), kGrain, [&](int64_t begin, int64_t end) {
-    loops.widen(to + begin, from, begin, end - begin);
-  });
+  torch::stable::parallel_for(0, x.numel(), kGrain,
+                              [&](int64_t begin, int64_t end) { loops.widen(to + begin, from, begin, end - begin); });
   return wide;
 }
 
@@ -28,9 +27,8 @@ inline Tensor narrowed(const Tensor& wide, ScalarType dtype) {
   char* to = data<char>(out);
   const float* from = const_data<float>(wide);
   const auto& loops = loops_of(dtype);
-  torch::stable::parallel_for(0, out.numel(), kGrain, [&](int64_t begin, int64_t end) {
-    loops.store(to, begin, from + begin, end - begin);
-  });
+  torch::stable::parallel_for(0, out.numel(), kGrain,
+                              [&](int64_t begin, int64_t end) { loops.store(to, begin, from + begin, end - begin); });
   return out;
 }
 

@@ -125,8 +125,7 @@ double backward(const ExchangeShape& shape, const T* grad, const T* z, const int
           const int64_t at = j * columns + x;
           parts[j % 4] = multiply_add(load<V>(exchange.p + at), load<V>(exchange.of_p + at), parts[j % 4]);
         }
-        store(exchange.mean + x,
-              multiply_add(load<V>(exchange.mean + x), load<V>(exchange.factor + x), total(parts)));
+        store(exchange.mean + x, multiply_add(load<V>(exchange.mean + x), load<V>(exchange.factor + x), total(parts)));
       }
     });
     invert(exchange.sum, columns);

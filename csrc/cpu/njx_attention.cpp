@@ -61,8 +61,8 @@ std::tuple<Tensor, Tensor> njx_attention(const Tensor& q, const Tensor& k, const
   const NJX njx(q, k, v, select, source, gate, window, exchange_tokens, causal, scale);
   const Windows& windows = njx.windows;
   Tensor out = empty_like_heads(q);
-  const Tensor summary = torch::stable::new_empty(q, {q.size(0), q.size(1), windows.windows(), q.size(3)},
-                                                  compute_dtype(q.scalar_type()));
+  const Tensor summary =
+      torch::stable::new_empty(q, {q.size(0), q.size(1), windows.windows(), q.size(3)}, compute_dtype(q.scalar_type()));
   const HeadTensor to(out);
   with_exchange(q.scalar_type(), [&](const auto& loops, auto zero) {
     using C = decltype(zero);

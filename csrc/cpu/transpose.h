@@ -13,15 +13,15 @@ QUAVER_INLINE V interleave_halves(V a, V b, bool high, std::index_sequence<I...>
               : __builtin_shufflevector(a, b, (int(I / 2) + int(I % 2) * kCount)...);
 }
 
-// to[c * to_stride + r] = from[r * from_stride + c] * factor. Shuffling rows i and i + n / 2 into rows 2 i and 2 i + 1,
+// to[c * to_stride + r] = from[r * from_stride + c]. Shuffling rows i and i + n / 2 into rows 2 i and 2 i + 1,
 // log2(n) times, is the transposition.
 template <class T>
-QUAVER_INLINE void transpose_tile(const T* from, int64_t from_stride, T* to, int64_t to_stride, T factor) {
+QUAVER_INLINE void transpose_tile(const T* from, int64_t from_stride, T* to, int64_t to_stride) {
   using V = Vector<T>;
   constexpr int kCount = kLanes<T>;
   V rows[kCount], next[kCount];
 #pragma GCC unroll 16
-  for (int i = 0; i < kCount; i++) rows[i] = load<V>(from + i * from_stride) * factor;
+  for (int i = 0; i < kCount; i++) rows[i] = load<V>(from + i * from_stride);
 #pragma GCC unroll 4
   for (int step = 1; step < kCount; step *= 2) {
 #pragma GCC unroll 8

@@ -99,8 +99,8 @@ void Windows::backward(const Task& task, const Task* next, const Gradients& grad
   if (gradients.has_grad) of.grad = gradients.grad.at(task.batch, head, first);
   if (gradients.grad_summary) {
     const int64_t element = (task.batch * heads_ + head) * length_ + first;
-    of.grad_summary = static_cast<const char*>(gradients.grad_summary) +
-                      summary_at(task.batch, head, task.window) * wide_size_;
+    of.grad_summary =
+        static_cast<const char*>(gradients.grad_summary) + summary_at(task.batch, head, task.window) * wide_size_;
     of.select = static_cast<char*>(gradients.select) + element * wide_size_;
   }
   of.q = gradients.q.at(task.batch, head, first);
@@ -175,20 +175,21 @@ std::tuple<Tensor, Tensor> window_attention(const Tensor& q, const Tensor& k, co
     windows.forward(HeadTensor(out), nullptr);
     return {out, torch::stable::new_empty(q, {0})};
   }
-  const Tensor summary = torch::stable::new_empty(q, {q.size(0), q.size(1), windows.windows(), q.size(3)},
-                                                  compute_dtype(q.scalar_type()));
+  const Tensor summary =
+      torch::stable::new_empty(q, {q.size(0), q.size(1), windows.windows(), q.size(3)}, compute_dtype(q.scalar_type()));
   windows.forward(HeadTensor(out), &summary);
   return {out, narrowed(summary, q.scalar_type())};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> window_attention_backward(
-    OptionalTensor grad, OptionalTensor grad_summary, const Tensor& q, const Tensor& k, const Tensor& v,
-    OptionalTensor select, OptionalTensor document_starts, int64_t window, int64_t exchange_tokens, bool causal,
-    double scale) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> window_attention_backward(OptionalTensor grad, OptionalTensor grad_summary,
+                                                                     const Tensor& q, const Tensor& k, const Tensor& v,
+                                                                     OptionalTensor select,
+                                                                     OptionalTensor document_starts, int64_t window,
+                                                                     int64_t exchange_tokens, bool causal,
+                                                                     double scale) {
   const Windows windows(q, k, v, select, document_starts, window, exchange_tokens, causal, scale);
   Tensor of_q = empty_like_heads(q), of_k = empty_like_heads(k), of_v = empty_like_heads(v);
-  Tensor of_select =
-      select ? torch::stable::new_empty(*select, sizes_of(*select)) : torch::stable::new_empty(q, {0});
+  Tensor of_select = select ? torch::stable::new_empty(*select, sizes_of(*select)) : torch::stable::new_empty(q, {0});
   Windows::Gradients gradients;
   Tensor wide;
   if (grad) {

@@ -18,8 +18,8 @@ Sources::Sources(const OptionalTensor& source, int64_t windows, bool causal)
       indexes_[i] = 0;
       continue;
     }
-    STD_TORCH_CHECK(0 <= indexes_[i] && indexes_[i] <= most, "source: expected a window in [0, ", most,
-                    "] for window ", w, ", got ", indexes_[i]);
+    STD_TORCH_CHECK(0 <= indexes_[i] && indexes_[i] <= most, "source: expected a window in [0, ", most, "] for window ",
+                    w, ", got ", indexes_[i]);
   }
 }
 

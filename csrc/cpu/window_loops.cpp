@@ -55,7 +55,8 @@ int64_t forward_scratch(int64_t window, int64_t width) {
 }
 int64_t backward_scratch(int64_t window, int64_t width) {
   const int64_t keys = in_blocks(window), columns = query_columns(window);
-  return shared_scratch(window, width) + in_blocks(width) * (2 * keys + 3 * columns) + keys * columns + 2 * keys + columns;
+  return shared_scratch(window, width) + in_blocks(width) * (2 * keys + 3 * columns) + keys * columns + 2 * keys +
+         columns;
 }
 
 template <class E>
@@ -76,10 +77,22 @@ Ahead ahead_of(const WindowShape& shape, const WindowHeads* next, HeadRows grad,
   return ahead;
 }
 
+// In float64: the gradient of select is made of differences of these.
+template <class T>
+QUAVER_INLINE T dot(const T* a, const T* b, int64_t count) {
+  double sums[8] = {};
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    for (int u = 0; u < 8; u++) sums[u] += double(a[i + u]) * double(b[i + u]);
+  }
+  for (; i < count; i++) sums[0] += double(a[i]) * double(b[i]);
+  return T(((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7])));
+}
+
 // weights = the softmax of select over its `most` largest, ties to the lowest index, 0 elsewhere.
 template <class T>
 void summary_weights(const T* select, int64_t length, int64_t most, T* weights) {
-  T largest = kLowest<T>, sum = 0;
+  T largest = kLowest<T>;
   for (int64_t t = 0; t < length; t++) largest = select[t] > largest ? select[t] : largest;
   for (int64_t t = 0; t < in_blocks(length); t += kLanes<T>) {
     Vector<T> x = all(T(-__builtin_inf()));
@@ -91,8 +104,9 @@ void summary_weights(const T* select, int64_t length, int64_t most, T* weights) 
     for (int64_t s = 0; s < length; s++) before += (select[s] > select[t]) | ((select[s] == select[t]) & (s < t));
     if (before >= most) weights[t] = 0;
   }
-  for (int64_t t = 0; t < length; t++) sum += weights[t];
-  for (int64_t t = 0; t < length; t++) weights[t] /= sum;
+  double sum = 0;
+  for (int64_t t = 0; t < length; t++) sum += double(weights[t]);
+  for (int64_t t = 0; t < length; t++) weights[t] = T(double(weights[t]) / sum);
 }
 
 // out [count, V vectors] = o * inverse, and summary += weights . that, where there are weights.
@@ -183,7 +197,8 @@ void forward(const WindowShape& shape, const WindowHeads& heads, const WindowHea
       probabilities(block, shape, tiles, ahead);
       sum_over_keys<T, false>(block, width, tiles.p, tiles.values, o, ahead);
       T* to = direct ? const_cast<T*>(reinterpret_cast<const T*>(row<E>(out, h, first))) : o;
-      write_outputs(o, width, width, tiles.sum, weights ? weights + first : nullptr, count, to, direct ? out.token : width, z);
+      write_outputs(o, width, width, tiles.sum, weights ? weights + first : nullptr, count, to,
+                    direct ? out.token : width, z);
       if (!direct) write_rows<E>(o, width, T(1), out, h, first, count, shape.width);
     }
     if (summary) std::memcpy(static_cast<T*>(summary) + h * heads.summary_head, z, size_t(shape.width) * sizeof(T));
@@ -254,11 +269,7 @@ void backward(const WindowShape& shape, const WindowHeads& heads, const WindowHe
       of_summary = static_cast<const T*>(gradients.grad_summary) + h * heads.summary_head;
       summary_weights(static_cast<const T*>(heads.select) + h * heads.select_head, shape.length, shape.summary_tokens,
                       tiles.weights);
-      for (int64_t j = 0; j < shape.length; j++) {
-        T sum = 0;
-        for (int64_t c = 0; c < shape.width; c++) sum += of_summary[c] * tiles.values[j * width + c];
-        products[j] = sum;
-      }
+      for (int64_t j = 0; j < shape.length; j++) products[j] = dot(of_summary, tiles.values + j * width, shape.width);
     }
     for (int64_t first = 0; first < shape.length; first += tiles.columns) {
       const int64_t rest = shape.length - first, count = rest < tiles.columns ? rest : tiles.columns;
@@ -276,8 +287,7 @@ void backward(const WindowShape& shape, const WindowHeads& heads, const WindowHe
     }
     if (of_summary) {
       T* of_select = static_cast<T*>(gradients.select) + h * heads.select_head;
-      T mean = 0;
-      for (int64_t t = 0; t < shape.length; t++) mean += tiles.weights[t] * of_weights[t];
+      const T mean = dot(tiles.weights, of_weights, shape.length);
       for (int64_t t = 0; t < shape.length; t++) of_select[t] = tiles.weights[t] * (of_weights[t] - mean);
     }
   }
@@ -294,13 +304,23 @@ void add_row(void* first, int64_t token, int64_t length, int64_t width, double f
   }
 }
 
+// Sums of kTogether rows at a time, then of those: the gradient of the gate is made of them.
 template <class E>
 void sum_rows(void* sum, const void* first, int64_t token, int64_t length, int64_t width) {
-  auto* to = static_cast<compute_t<E>*>(sum);
+  using T = compute_t<E>;
+  constexpr int64_t kColumns = 64, kTogether = 8;
   const E* from = static_cast<const E*>(first);
-  for (int64_t c = 0; c < width; c++) to[c] = 0;
-  for (int64_t t = 0; t < length; t++, from += token) {
-    for (int64_t c = 0; c < width; c++) to[c] += widen(from[c]);
+  for (int64_t at = 0; at < width; at += kColumns) {
+    const int64_t count = width - at < kColumns ? width - at : kColumns;
+    T* to = static_cast<T*>(sum) + at;
+    for (int64_t c = 0; c < count; c++) to[c] = 0;
+    for (int64_t t = 0; t < length; t += kTogether) {
+      T few[kColumns] = {};
+      for (int64_t r = t; r < length && r < t + kTogether; r++) {
+        for (int64_t c = 0; c < count; c++) few[c] += widen(from[r * token + at + c]);
+      }
+      for (int64_t c = 0; c < count; c++) to[c] += few[c];
+    }
   }
 }
 

@@ -105,7 +105,7 @@ def _check_bool(name: str, value: bool) -> None:
 
 def _scale(scale: float | None, width: int) -> float:
     if scale is None:
-        return float(width) ** -0.5
+        return 1.0 / math.sqrt(width)
     if not isinstance(scale, (int, float, torch.SymFloat)) or isinstance(scale, bool):
         raise TypeError(f"scale: expected a float or None, got {type(scale).__name__}")
     if not math.isfinite(scale):

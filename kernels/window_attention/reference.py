@@ -31,7 +31,7 @@ def _fold(x: Tensor, slots: Slots, window: int) -> Tensor:
     else:
         index = index.reshape(-1, 1, x.shape[2], *(1 for _ in tail)).expand(x.shape)
         x = x.new_zeros((*x.shape[:2], windows * window, *tail)).scatter(2, index, x)
-    return x.unflatten(2, (windows, window))
+    return x.reshape(*x.shape[:2], windows, window, *tail)
 
 
 def _unfold(x: Tensor, slots: Slots, length: int) -> Tensor:

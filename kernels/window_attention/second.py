@@ -43,6 +43,8 @@ def derivative_of_gradient(
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         pairs = [(out, grad) for out, grad in zip(outputs, outer, strict=True) if grad is not None]
         wanted = [(x, v) for x, v in zip(inputs, of_grads, strict=True) if x is not None and v is not None]
+        if not (pairs and wanted):
+            return [None] * len(tensors), [None] * len(grads)
         first = torch.autograd.grad(
             [out for out, _ in pairs],
             [x for x, _ in wanted],
