@@ -8,9 +8,11 @@ if __name__ == "quaver.kernels":
     from .perturbed_linear.layer import PerturbedLinear
     from .perturbed_linear.op import perturbed_linear
     from .philox.op import philox_normal, philox_permutation, philox_rademacher, philox_uniform, philox_words
+    from .window_attention.decode import NJXCache
     from .window_attention.op import njx_attention, window_attention, window_exchange
 
     __all__ = [
+        "NJXCache",
         "PerturbedLinear",
         "dropout",
         "njx_attention",

@@ -42,7 +42,7 @@ def _unfold(x: Tensor, slots: Slots, length: int) -> Tensor:
     return flat.gather(2, index.reshape(-1, 1, length, 1).expand(*x.shape[:2], length, x.shape[-1]))
 
 
-def _summary_weights(select: Tensor, used: Tensor, tokens: int) -> Tensor:
+def summary_weights(select: Tensor, used: Tensor, tokens: int) -> Tensor:
     """The softmax of select [B, H, W, w] over the `tokens` largest of each window, 0 elsewhere."""
     scores = select.masked_fill(~used, -torch.inf)
     chosen = scores.detach().argsort(dim=-1, descending=True, stable=True)[..., :tokens]
@@ -77,7 +77,7 @@ def window_attention(
     out = _unfold(folded, slots, length)
     if select is None:
         return out, q.new_empty(0)
-    weights = _summary_weights(_fold(select, slots, window), used, exchange_tokens)
+    weights = summary_weights(_fold(select, slots, window), used, exchange_tokens)
     return out, (weights.unsqueeze(-1) * folded).sum(-2).to(q.dtype)
 
 
