@@ -38,9 +38,11 @@ test: install $(VENV)/installed-test
 	$(TESTS) -m "not slow and not gpu"
 
 # transformers probes for a package called kernels: a slow test imports it beside our folder of that name; others compare
-# the baseline and GPT-2's tokenizer with it, and read a data set of the Hugging Face library.
+# the baseline and GPT-2's tokenizer with it, and read a data set of the Hugging Face library. local-attention is what window
+# attention is compared with; its requirements are named here, as one of them asks for torch.
 $(VENV)/installed-slow: $(VENV)/installed-test
 	$(PIP) install transformers datasets
+	$(PIP) install --no-deps local-attention einops hyper-connections torch-einops-utils
 	touch $@
 
 slow: install $(VENV)/installed-slow

@@ -145,6 +145,17 @@ def test_agrees_with_sdpa_under_the_mask_of_windows(length: int, window: int, ca
     torch.testing.assert_close(window_attention(q, k, v, window, causal=causal), expected)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("causal", [False, True])
+def test_agrees_with_the_package_local_attention(causal: bool) -> None:
+    package = pytest.importorskip("local_attention.local_attention")
+    q, k, v = (torch.randn(2, 3, 48, 32) for _ in range(3))
+    module = package.LocalAttention(
+        window_size=8, causal=causal, look_backward=0, look_forward=0, use_rotary_pos_emb=False
+    )
+    torch.testing.assert_close(window_attention(q, k, v, 8, causal=causal), module(q, k, v))
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_documents_are_as_if_alone(causal: bool) -> None:
     q, k, v = (torch.randn(2, 2, 50, 16) for _ in range(3))

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "cpu/convert.h"
+#include "cpu/output.h"
 #include "cpu/window_loops.h"
 #include "cpu/workspace.h"
 
@@ -33,9 +34,11 @@ struct HeadTensor {
 
 // For a result beside x: with the heads of a token side by side where x has them so. The fake in op.py does the same.
 inline Tensor empty_like_heads(const Tensor& x) {
-  if (x.stride(1) >= x.stride(2)) return torch::stable::new_empty(x, sizes_of(x));
-  const Tensor out = torch::stable::new_empty(x, {x.size(0), x.size(2), x.size(1), x.size(3)});
-  return torch::stable::transpose(out, 1, 2);
+  const bool heads_inside = x.stride(1) < x.stride(2);
+  const Tensor out = heads_inside ? torch::stable::new_empty(x, {x.size(0), x.size(2), x.size(1), x.size(3)})
+                                  : torch::stable::new_empty(x, sizes_of(x));
+  output<char>(out);  // asks for huge pages
+  return heads_inside ? torch::stable::transpose(out, 1, 2) : out;
 }
 
 inline const WindowLoops::Loops& window_loops_of(ScalarType dtype) {
