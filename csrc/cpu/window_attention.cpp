@@ -36,7 +36,6 @@ Windows::Windows(const Tensor& q, const Tensor& k, const Tensor& v, const Option
       length_(q.size(2)),
       window_(std::max<int64_t>(1, std::min(window, q.size(2)))),
       windows_((q.size(2) + window - 1) / window),
-      element_size_(q.element_size()),
       wide_size_(q.scalar_type() == ScalarType::Double ? 8 : 4),
       shared_(!document_starts || document_starts->dim() == 1),
       heads_inside_(q.stride(1) < q.stride(2)) {

@@ -16,19 +16,21 @@ using torch::stable::parallel_for;
 // [B, H, T, d] with the elements of a row side by side; strides in elements.
 struct HeadTensor {
   Tensor tensor;
-  int64_t batch = 0, head = 0, token = 0;
+  const char* first = nullptr;  // asked of torch once: each window needs it several times
+  int64_t batch = 0, head = 0, token = 0, element_size = 0;
 
   HeadTensor() = default;
   explicit HeadTensor(const Tensor& x) : tensor(x.size(3) > 1 && x.stride(3) != 1 ? contiguous(x) : x) {
     batch = tensor.stride(0);
     head = tensor.stride(1);
     token = tensor.stride(2);
+    first = const_data<char>(tensor);
+    element_size = int64_t(tensor.element_size());
   }
 
   HeadRows at(int64_t b, int64_t h, int64_t t) const {
     const int64_t element = b * batch + h * head + t * token;
-    const char* first = const_data<char>(tensor) + element * int64_t(tensor.element_size());
-    return {const_cast<char*>(first), token, head};
+    return {const_cast<char*>(first + element * element_size), token, head};
   }
 };
 
@@ -122,7 +124,7 @@ class Windows {
   OptionalTensor select_;
   WindowShape shape_;
   const WindowLoops::Loops& loops_;
-  int64_t batches_, heads_, group_, length_, window_, windows_, element_size_, wide_size_;
+  int64_t batches_, heads_, group_, length_, window_, windows_, wide_size_;
   bool shared_, heads_inside_;
   std::vector<std::vector<Span>> spans_;  // of each batch, or of all
 };

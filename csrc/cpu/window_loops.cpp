@@ -73,7 +73,7 @@ Ahead ahead_of(const WindowShape& shape, const WindowHeads* next, HeadRows grad,
   }
   ahead.each = shape.length;
   ahead.lines = int((shape.width * int64_t(sizeof(E)) + 63) / 64);
-  ahead.step = int(ahead.count * ahead.each * ahead.lines / (tiles * shape.group) + 1);
+  ahead.step = int(ahead.count * ahead.each / (tiles * shape.group) + 1);
   return ahead;
 }
 
