@@ -196,6 +196,26 @@ def test_not_a_number_stays_in_its_window_and_head() -> None:
         assert torch.equal(got[kept], clean[kept])
 
 
+def test_ties_of_select_go_to_the_lowest_index() -> None:
+    q, k, v = (torch.randn(1, 2, 22, 16) for _ in range(3))
+    select = torch.zeros(1, 2, 22)
+    select[:, :, 6] = 1
+    out, summary = window_attention(q, k, v, 8, select=select, exchange_tokens=3)
+    weight = torch.tensor([1.0]).exp()
+    first = (out[:, :, 0] + out[:, :, 1] + weight * out[:, :, 6]) / (2 + weight)
+    torch.testing.assert_close(summary[:, :, 0], first)
+    torch.testing.assert_close(summary[:, :, 1], out[:, :, 8:11].mean(2))
+    torch.testing.assert_close(summary[:, :, 2], out[:, :, 16:19].mean(2))
+
+
+def test_the_first_window_has_no_exchange_whatever_the_others_are() -> None:
+    summary = torch.randn(1, 2, 5, 8)
+    summary[:, :, 0] = torch.nan
+    e = window_exchange(summary, causal=True)
+    assert torch.equal(e[:, :, 0], torch.zeros(1, 2, 8))
+    assert e[:, :, 1:].isnan().any()
+
+
 @pytest.mark.parametrize("seed", range(50))
 @pytest.mark.parametrize(
     "dtype", [dtype if dtype.itemsize > 2 else pytest.param(dtype, marks=pytest.mark.slow) for dtype in DTYPES]
