@@ -289,6 +289,24 @@ def test_jacobian_penalty_through_two_layers() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
+def test_third_derivatives() -> None:
+    """With a graph asked for, the derivative of a backward op has one too."""
+
+    def third(backend: str) -> Tensor:
+        torch.manual_seed(0)
+        q, k, v = (torch.randn(1, 2, 9, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+        select = torch.randn(1, 2, 9, dtype=torch.float64, requires_grad=True)
+        gate = torch.ones(2, dtype=torch.float64, requires_grad=True)
+        with use_backend(backend):
+            total = njx_attention(q, k, v, select, 4, gate=gate, causal=True).square().sum()
+            for _ in range(3):
+                (of_q,) = torch.autograd.grad(total, q, create_graph=True)
+                total = of_q.square().sum()
+        return of_q
+
+    torch.testing.assert_close(third("cpp"), third("reference"), rtol=1e-8, atol=1e-10)
+
+
 def test_under_autocast_heads_take_its_dtype() -> None:
     q, k, v = (torch.randn(1, 2, 20, 16) for _ in range(3))
     select, gate = torch.randn(1, 2, 20), torch.randn(2, requires_grad=True)
