@@ -63,56 +63,62 @@ struct Block {
 // At most so many products are added in a row: the sums of longer rows would lose twice what a library's do.
 constexpr int64_t kDepth = 64;
 
-// to [keys, queries] = rows [keys, width] times columns [width, queries], what is wholly hidden left out.
-template <class T>
-QUAVER_INLINE void scores(const Block& block, int64_t width, const T* rows, int64_t stride, const T* columns, T* to,
+// to [keys, queries] = rows [keys, depth] times columns [depth, queries], what is wholly hidden left out.
+template <class P, class T = typename P::Element>
+QUAVER_INLINE void scores(const Block& block, int64_t depth, const T* rows, int64_t stride, const T* columns, T* to,
                           Ahead& ahead) {
   const int64_t total = block.columns(), keys = in_blocks(block.keys);
   for (int64_t j = 0; j < keys;) {
     const int64_t first = block.first_column(j), count = block.causal ? kBlock : keys;
     if (first >= total) return;
-    for (int64_t c = 0; c < width; c += kDepth) {
-      const int64_t depth = width - c < kDepth ? width - c : kDepth;
+    for (int64_t c = 0; c < depth; c += kDepth) {
+      const int64_t length = depth - c < kDepth ? depth - c : kDepth;
       const T *a = rows + j * stride + c, *b = columns + c * total + first;
       T* part = to + j * total + first;
       if (c == 0) {
-        multiply_tiles<T, true, false>(count, total - first, depth, a, stride, b, total, part, total, ahead);
+        multiply_tiles<P, true, false>(count, total - first, length, a, stride, b, total, part, total, ahead);
       } else {
-        multiply_tiles<T, true, true>(count, total - first, depth, a, stride, b, total, part, total, ahead);
+        multiply_tiles<P, true, true>(count, total - first, length, a, stride, b, total, part, total, ahead);
       }
     }
     j += count;
   }
 }
 
+// How many elements of P hold n neighbours.
+template <class P>
+QUAVER_INLINE int64_t elements(int64_t n) {
+  return (n + P::kTogether - 1) / P::kTogether;
+}
+
 // c [queries, columns] = (kAdd: +) p^T b: the sum over keys of p [keys, queries] times b [keys, columns].
-template <class T, bool kAdd>
+template <class P, bool kAdd, class T = typename P::Element>
 QUAVER_INLINE void sum_over_keys(const Block& block, int64_t columns, const T* p, const T* b, T* c, Ahead& ahead) {
   const int64_t total = block.columns();
   if (!block.causal) {
-    multiply_tiles<T, false, kAdd>(total, columns, block.keys, p, total, b, columns, c, columns, ahead);
+    multiply_tiles<P, false, kAdd>(total, columns, elements<P>(block.keys), p, total, b, columns, c, columns, ahead);
     return;
   }
   for (int64_t i = 0; i < total; i += kBlock) {
-    multiply_tiles<T, false, kAdd>(kBlock, columns, block.seen(i), p + i, total, b, columns, c + i * columns, columns,
-                                   ahead);
+    multiply_tiles<P, false, kAdd>(kBlock, columns, elements<P>(block.seen(i)), p + i, total, b, columns,
+                                   c + i * columns, columns, ahead);
   }
 }
 
 // c [keys, columns] += p b: the sum over queries of p [keys, queries] times b [queries, columns].
-template <class T>
+template <class P, class T = typename P::Element>
 QUAVER_INLINE void sum_over_queries(const Block& block, int64_t columns, const T* p, const T* b, T* c, Ahead& ahead) {
-  const int64_t total = block.columns();
+  const int64_t total = block.columns() / P::kTogether;  // elements of a row of p
   if (!block.causal) {
-    multiply_tiles<T, true, true>(in_blocks(block.keys), columns, block.queries, p, total, b, columns, c, columns,
-                                  ahead);
+    multiply_tiles<P, true, true>(in_blocks(block.keys), columns, elements<P>(block.queries), p, total, b, columns, c,
+                                  columns, ahead);
     return;
   }
   for (int64_t j = 0; j < block.keys; j += kBlock) {
-    const int64_t first = block.first_column(j);
+    const int64_t first = block.first_column(j), at = first / P::kTogether;
     if (first >= block.queries) return;
-    multiply_tiles<T, true, true>(kBlock, columns, block.queries - first, p + j * total + first, total,
-                                  b + first * columns, columns, c + j * columns, columns, ahead);
+    multiply_tiles<P, true, true>(kBlock, columns, elements<P>(block.queries - first), p + j * total + at, total,
+                                  b + at * columns, columns, c + j * columns, columns, ahead);
   }
 }
 

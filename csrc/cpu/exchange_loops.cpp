@@ -64,11 +64,11 @@ struct Exchange {
   }
 
   QUAVER_INLINE void read_scores(const Block& block) {
-    scores(block, shape.width, keys + block.first_key * width, width, queries, p, none);
+    scores<Plain<T>>(block, shape.width, keys + block.first_key * width, width, queries, p, none);
   }
 
   QUAVER_INLINE void read_products(const Block& block) {
-    scores(block, shape.width, keys + block.first_key * width, width, columns_of_grads, of_p, none);
+    scores<Plain<T>>(block, shape.width, keys + block.first_key * width, width, columns_of_grads, of_p, none);
   }
 };
 
@@ -87,7 +87,8 @@ void forward(const ExchangeShape& shape, const T* z, const int64_t* source, T* e
       for (int64_t i = 0; block.first_key > 0 && i < count; i++) {
         for (int64_t c = 0; c < width; c++) result[i * width + c] *= exchange.factor[i];
       }
-      sum_over_keys<T, true>(block, width, exchange.p, exchange.keys + block.first_key * width, result, exchange.none);
+      sum_over_keys<Plain<T>, true>(block, width, exchange.p, exchange.keys + block.first_key * width, result,
+                                    exchange.none);
     });
     invert(exchange.sum, in_blocks(count));
     for (int64_t i = 0; i < count; i++) {
@@ -152,9 +153,9 @@ double backward(const ExchangeShape& shape, const T* grad, const T* z, const int
         }
       }
       T *keys = exchange.keys + block.first_key * width, *of_keys = exchange.of_keys + block.first_key * width;
-      sum_over_keys<T, true>(block, width, exchange.of_p, keys, exchange.result, exchange.none);
-      sum_over_queries(block, width, exchange.of_p, exchange.rows, of_keys, exchange.none);
-      sum_over_queries(block, width, exchange.p, exchange.grads, of_keys, exchange.none);
+      sum_over_keys<Plain<T>, true>(block, width, exchange.of_p, keys, exchange.result, exchange.none);
+      sum_over_queries<Plain<T>>(block, width, exchange.of_p, exchange.rows, of_keys, exchange.none);
+      sum_over_queries<Plain<T>>(block, width, exchange.p, exchange.grads, of_keys, exchange.none);
     });
     for (int64_t i = 0; i < count; i++) {
       if (shape.causal && first + i == 0) continue;

@@ -1,6 +1,6 @@
 // The micro-kernel of the GEMM: a tile of C in registers. Included once per instruction set.
 #pragma once
-#include "cpu/simd.h"
+#include "cpu/products.h"
 
 namespace {
 
@@ -17,21 +17,6 @@ constexpr int kRows = 6, kVectors = 2, kDepth = 256, kAhead = 0;
 template <class T>
 constexpr int kColumns = kVectors * kLanes<T>;
 constexpr int kMaxColumns = kColumns<float>;
-
-// What the kernel multiplies: elements of type T, or pairs of bf16 in the bits of a float.
-template <class T>
-struct Plain {
-  using Element = T;
-  static QUAVER_INLINE Vector<T> broadcast(const T* a) { return all(*a); }
-  static QUAVER_INLINE Vector<T> add_product(Vector<T> a, Vector<T> b, Vector<T> c) { return multiply_add(a, b, c); }
-};
-#if defined(__AVX512F__)
-struct Pairs {
-  using Element = float;
-  static QUAVER_INLINE Floats broadcast(const float* a) { return (Floats)(Ints{} + load<int32_t>(a)); }
-  static QUAVER_INLINE Floats add_product(Floats a, Floats b, Floats c) { return add_pair_products(a, b, c); }
-};
-#endif
 
 enum Addend { kNothing, kBias, kResult };
 

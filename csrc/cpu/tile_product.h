@@ -1,6 +1,6 @@
 // Products of small matrices that lie in the L1 and L2 caches, for attention: rows in blocks, columns in vectors.
 #pragma once
-#include "cpu/simd.h"
+#include "cpu/products.h"
 
 namespace {
 
@@ -49,7 +49,7 @@ constexpr int kTileRows[] = {8, 4, 4, 2};
 
 // c [R, V vectors] = (kAdd: +) the sum over k of A(i, k) B(k). Element (i, k) of A lies at i * a_stride + k for kByRow,
 // else at k * a_stride + i.
-template <class T, bool kByRow, bool kAdd, int R, int V>
+template <class P, bool kByRow, bool kAdd, int R, int V, class T = typename P::Element>
 QUAVER_INLINE void tile_product(int64_t depth, const T* a, int64_t a_stride, const T* b, int64_t b_stride, T* c,
                                 int64_t c_stride) {
   Vector<T> sum[R][V] = {};
@@ -59,9 +59,9 @@ QUAVER_INLINE void tile_product(int64_t depth, const T* a, int64_t a_stride, con
     for (int v = 0; v < V; v++) column[v] = load<Vector<T>>(b + v * kLanes<T>);
 #pragma GCC unroll 16
     for (int i = 0; i < R; i++) {
-      const Vector<T> row = all(kByRow ? a[i * a_stride] : a[i]);
+      const Vector<T> row = P::broadcast(kByRow ? a + i * a_stride : a + i);
 #pragma GCC unroll 4
-      for (int v = 0; v < V; v++) sum[i][v] = multiply_add(row, column[v], sum[i][v]);
+      for (int v = 0; v < V; v++) sum[i][v] = P::add_product(row, column[v], sum[i][v]);
     }
     a += kByRow ? 1 : a_stride;
     b += b_stride;
@@ -76,19 +76,19 @@ QUAVER_INLINE void tile_product(int64_t depth, const T* a, int64_t a_stride, con
   }
 }
 
-template <class T, bool kByRow, bool kAdd, int V>
+template <class P, bool kByRow, bool kAdd, int V, class T = typename P::Element>
 void column_of_tiles(int64_t rows, int64_t depth, const T* a, int64_t a_stride, const T* b, int64_t b_stride, T* c,
                      int64_t c_stride, Ahead& ahead) {
   constexpr int kRows = kTileRows[V - 1];
   for (int64_t i = 0; i < rows; i += kRows) {
-    tile_product<T, kByRow, kAdd, kRows, V>(depth, a + i * (kByRow ? a_stride : 1), a_stride, b, b_stride,
+    tile_product<P, kByRow, kAdd, kRows, V>(depth, a + i * (kByRow ? a_stride : 1), a_stride, b, b_stride,
                                             c + i * c_stride, c_stride);
     ahead.go();
   }
 }
 
 // c [rows, columns] = (kAdd: +) A B, rows and columns in blocks.
-template <class T, bool kByRow, bool kAdd>
+template <class P, bool kByRow, bool kAdd, class T = typename P::Element>
 QUAVER_INLINE void multiply_tiles(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t a_stride,
                                   const T* b, int64_t b_stride, T* c, int64_t c_stride, Ahead& ahead) {
   for (int64_t left = columns / kLanes<T>; left > 0;) {
@@ -96,16 +96,16 @@ QUAVER_INLINE void multiply_tiles(int64_t rows, int64_t columns, int64_t depth, 
     const int vectors = left > 6 || left == 4 ? 4 : left > 4 ? 3 : int(left);
     switch (vectors) {
       case 4:
-        column_of_tiles<T, kByRow, kAdd, 4>(rows, depth, a, a_stride, b, b_stride, c, c_stride, ahead);
+        column_of_tiles<P, kByRow, kAdd, 4>(rows, depth, a, a_stride, b, b_stride, c, c_stride, ahead);
         break;
       case 3:
-        column_of_tiles<T, kByRow, kAdd, 3>(rows, depth, a, a_stride, b, b_stride, c, c_stride, ahead);
+        column_of_tiles<P, kByRow, kAdd, 3>(rows, depth, a, a_stride, b, b_stride, c, c_stride, ahead);
         break;
       case 2:
-        column_of_tiles<T, kByRow, kAdd, 2>(rows, depth, a, a_stride, b, b_stride, c, c_stride, ahead);
+        column_of_tiles<P, kByRow, kAdd, 2>(rows, depth, a, a_stride, b, b_stride, c, c_stride, ahead);
         break;
       default:
-        column_of_tiles<T, kByRow, kAdd, 1>(rows, depth, a, a_stride, b, b_stride, c, c_stride, ahead);
+        column_of_tiles<P, kByRow, kAdd, 1>(rows, depth, a, a_stride, b, b_stride, c, c_stride, ahead);
     }
     left -= vectors;
     b += vectors * kLanes<T>;

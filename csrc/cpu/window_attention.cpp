@@ -59,7 +59,7 @@ Windows::Windows(const Tensor& q, const Tensor& k, const Tensor& v, const Option
 }
 
 void* Windows::scratch(bool backward) const {
-  const auto& size = backward ? window_loops().backward_scratch : window_loops().forward_scratch;
+  const auto& size = backward ? loops_.backward_scratch : loops_.forward_scratch;
   return workspace<double>(Use::kWindow, (size(window_, shape_.width) * wide_size_ + 7) / 8);
 }
 

@@ -49,7 +49,7 @@ inline const WindowLoops::Loops& window_loops_of(ScalarType dtype) {
     case ScalarType::Double:
       return loops.f64;
     case ScalarType::BFloat16:
-      return loops.bf16;
+      return has_bf16() ? *loops.bf16_pairs : loops.bf16;
     case ScalarType::Half:
       return loops.f16;
     default:

@@ -1,30 +1,7 @@
-#include "cpu/window_loops.h"
-
-#include "cpu/attention_tiles.h"
 #include "cpu/level.h"
+#include "cpu/window_pairs.h"
 
 namespace {
-
-using quaver::cpu::HeadRows;
-using quaver::cpu::WindowGradients;
-using quaver::cpu::WindowHeads;
-using quaver::cpu::WindowLoops;
-using quaver::cpu::WindowShape;
-
-QUAVER_INLINE int64_t query_columns(int64_t window) {
-  return in_blocks(window) < kQueries ? in_blocks(window) : kQueries;
-}
-
-// Hands out parts of the scratch memory.
-template <class T>
-struct Parts {
-  T* next;
-  QUAVER_INLINE T* take(int64_t count) {
-    T* part = next;
-    next += count;
-    return part;
-  }
-};
 
 // What forward and backward both hold.
 template <class T>
@@ -59,98 +36,6 @@ int64_t backward_scratch(int64_t window, int64_t width) {
          columns;
 }
 
-template <class E>
-QUAVER_INLINE const E* row(const HeadRows& rows, int64_t head, int64_t token) {
-  return static_cast<const E*>(rows.first) + head * rows.head + token * rows.token;
-}
-
-template <class E>
-Ahead ahead_of(const WindowShape& shape, const WindowHeads* next, HeadRows grad, int64_t tiles) {
-  Ahead ahead;
-  if (!next) return ahead;
-  for (const HeadRows& rows : {next->q, next->k, next->v, grad}) {
-    if (rows.first) ahead.rows[ahead.count++] = {static_cast<const char*>(rows.first), rows.token * int64_t(sizeof(E))};
-  }
-  ahead.each = shape.length;
-  ahead.lines = int((shape.width * int64_t(sizeof(E)) + 63) / 64);
-  ahead.step = int(ahead.count * ahead.each / (tiles * shape.group) + 1);
-  return ahead;
-}
-
-// In float64: the gradient of select is made of differences of these.
-template <class T>
-QUAVER_INLINE T dot(const T* a, const T* b, int64_t count) {
-  double sums[8] = {};
-  int64_t i = 0;
-  for (; i + 8 <= count; i += 8) {
-    for (int u = 0; u < 8; u++) sums[u] += double(a[i + u]) * double(b[i + u]);
-  }
-  for (; i < count; i++) sums[0] += double(a[i]) * double(b[i]);
-  return T(((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7])));
-}
-
-// weights = the softmax of select over its `most` largest, ties to the lowest index, 0 elsewhere.
-template <class T>
-void summary_weights(const T* select, int64_t length, int64_t most, T* weights) {
-  T largest = kLowest<T>;
-  for (int64_t t = 0; t < length; t++) largest = select[t] > largest ? select[t] : largest;
-  for (int64_t t = 0; t < in_blocks(length); t += kLanes<T>) {
-    Vector<T> x = all(T(-__builtin_inf()));
-    for (int64_t i = t; i < length && i < t + kLanes<T>; i++) x[i - t] = select[i] - largest;
-    store(weights + t, exponentials(x));
-  }
-  for (int64_t t = 0; t < length && most < length; t++) {
-    int64_t before = 0;
-    for (int64_t s = 0; s < length; s++) before += (select[s] > select[t]) | ((select[s] == select[t]) & (s < t));
-    if (before >= most) weights[t] = 0;
-  }
-  double sum = 0;
-  for (int64_t t = 0; t < length; t++) sum += double(weights[t]);
-  for (int64_t t = 0; t < length; t++) weights[t] = T(double(weights[t]) / sum);
-}
-
-// out [count, V vectors] = o * inverse, and summary += weights . that, where there are weights.
-template <class T, int V>
-QUAVER_INLINE void write_vectors(const T* o, int64_t stride, const T* inverse, const T* weights, int64_t count, T* out,
-                                 int64_t out_stride, T* summary) {
-  Vector<T> sum[V] = {};
-  for (int64_t t = 0; t < count; t++) {
-#pragma GCC unroll 4
-    for (int v = 0; v < V; v++) {
-      const Vector<T> x = load<Vector<T>>(o + t * stride + v * kLanes<T>) * inverse[t];
-      store(out + t * out_stride + v * kLanes<T>, x);
-      if (weights) sum[v] = multiply_add(all(weights[t]), x, sum[v]);
-    }
-  }
-  for (int v = 0; weights && v < V; v++) {
-    T* to = summary + v * kLanes<T>;
-    store(to, load<Vector<T>>(to) + sum[v]);
-  }
-}
-
-template <class T>
-void write_outputs(const T* o, int64_t stride, int64_t width, const T* inverse, const T* weights, int64_t count, T* out,
-                   int64_t out_stride, T* summary) {
-  for (int64_t left = width / kLanes<T>; left > 0;) {
-    const int vectors = left >= 4 ? 4 : left >= 2 ? 2 : 1;
-    const auto write = vectors == 4 ? write_vectors<T, 4> : vectors == 2 ? write_vectors<T, 2> : write_vectors<T, 1>;
-    write(o, stride, inverse, weights, count, out, out_stride, summary);
-    left -= vectors;
-    o += vectors * kLanes<T>;
-    out += vectors * kLanes<T>;
-    summary += vectors * kLanes<T>;
-  }
-}
-
-template <class E>
-QUAVER_INLINE void write_rows(const compute_t<E>* from, int64_t stride, compute_t<E> factor, const HeadRows& rows,
-                              int64_t head, int64_t token, int64_t count, int64_t width) {
-  E* to = const_cast<E*>(row<E>(rows, head, token));
-  for (int64_t t = 0; t < count; t++, to += rows.token, from += stride) {
-    for (int64_t c = 0; c < width; c++) to[c] = narrow<E>(from[c] * factor);
-  }
-}
-
 template <class E, class T = compute_t<E>>
 QUAVER_INLINE void read_queries(const Block& block, const WindowShape& shape, const WindowHeads& heads, int64_t head,
                                 const Tiles<T>& tiles) {
@@ -162,7 +47,7 @@ QUAVER_INLINE void read_queries(const Block& block, const WindowShape& shape, co
 // tiles.p: not divided by its sums yet, tiles.sum their inverses.
 template <class T>
 QUAVER_INLINE void probabilities(const Block& block, const WindowShape& shape, const Tiles<T>& tiles, Ahead& ahead) {
-  scores(block, shape.width, tiles.keys, tiles.width, tiles.queries, tiles.p, ahead);
+  scores<Plain<T>>(block, shape.width, tiles.keys, tiles.width, tiles.queries, tiles.p, ahead);
   fill(tiles.maximum, block.columns(), kLowest<T>);
   fill(tiles.sum, block.columns(), T(0));
   softmax(block, tiles.p, tiles.maximum, tiles.sum, tiles.factor);
@@ -195,7 +80,7 @@ void forward(const WindowShape& shape, const WindowHeads& heads, const WindowHea
       const Block block{first, count, 0, shape.length, shape.causal, 0};
       read_queries<E>(block, shape, heads, h, tiles);
       probabilities(block, shape, tiles, ahead);
-      sum_over_keys<T, false>(block, width, tiles.p, tiles.values, o, ahead);
+      sum_over_keys<Plain<T>, false>(block, width, tiles.p, tiles.values, o, ahead);
       T* to = direct ? const_cast<T*>(reinterpret_cast<const T*>(row<E>(out, h, first))) : o;
       write_outputs(o, width, width, tiles.sum, weights ? weights + first : nullptr, count, to,
                     direct ? out.token : width, z);
@@ -217,33 +102,6 @@ QUAVER_INLINE void read_gradients(const Block& block, const WindowShape& shape, 
   for (int64_t t = 0; of_summary && t < block.queries; t++) {
     const T weight = weights[block.first_query + t];
     for (int64_t c = 0; c < shape.width; c++) to[t * width + c] += weight * of_summary[c];
-  }
-}
-
-// p /= its sums; of_p becomes the gradient of the scores. of_weights: the sum over keys of p times `products`, which
-// are those of the values with the gradient of the summary.
-template <class T>
-QUAVER_INLINE void gradient_of_scores(const Block& block, const T* inverse, const T* products, T* p, T* of_p,
-                                      T* of_weights) {
-  using V = Vector<T>;
-  const int64_t columns = block.columns();
-  for (int64_t x = 0; x < columns; x += kLanes<T>) {
-    const int64_t keys = block.seen(x);
-    const V factor = load<V>(inverse + x);
-    V sums[4] = {}, weight[4] = {};
-    for (int64_t j = 0; j < keys; j++) {
-      T* at = p + j * columns + x;
-      const V value = load<V>(at) * factor;
-      store(at, value);
-      sums[j % 4] = multiply_add(value, load<V>(of_p + j * columns + x), sums[j % 4]);
-      if (products) weight[j % 4] = multiply_add(value, all(products[j]), weight[j % 4]);
-    }
-    const V mean = total(sums);
-    if (products) store(of_weights + x, total(weight));
-    for (int64_t j = 0; j < keys; j++) {
-      T* at = of_p + j * columns + x;
-      store(at, load<V>(p + j * columns + x) * (load<V>(at) - mean));
-    }
   }
 }
 
@@ -278,17 +136,16 @@ void backward(const WindowShape& shape, const WindowHeads& heads, const WindowHe
       read_gradients<E>(block, shape, gradients.grad, h, tiles.weights, of_summary, grads, width);
       transpose(grads, block.columns(), width, columns_of_grads);
       probabilities(block, shape, tiles, ahead);
-      scores(block, shape.width, tiles.values, width, columns_of_grads, of_p, ahead);
+      scores<Plain<T>>(block, shape.width, tiles.values, width, columns_of_grads, of_p, ahead);
       gradient_of_scores(block, tiles.sum, of_summary ? products : nullptr, tiles.p, of_p, of_weights + first);
-      sum_over_keys<T, false>(block, width, of_p, tiles.keys, of_queries, ahead);
-      sum_over_queries(block, width, of_p, tiles.rows, of_keys, ahead);
-      sum_over_queries(block, width, tiles.p, grads, of_values, ahead);
+      sum_over_keys<Plain<T>, false>(block, width, of_p, tiles.keys, of_queries, ahead);
+      sum_over_queries<Plain<T>>(block, width, of_p, tiles.rows, of_keys, ahead);
+      sum_over_queries<Plain<T>>(block, width, tiles.p, grads, of_values, ahead);
       write_rows<E>(of_queries, width, T(shape.scale), gradients.q, h, first, count, shape.width);
     }
     if (of_summary) {
-      T* of_select = static_cast<T*>(gradients.select) + h * heads.select_head;
-      const T mean = dot(tiles.weights, of_weights, shape.length);
-      for (int64_t t = 0; t < shape.length; t++) of_select[t] = tiles.weights[t] * (of_weights[t] - mean);
+      gradient_of_select(tiles.weights, of_weights, shape.length,
+                         static_cast<T*>(gradients.select) + h * heads.select_head);
     }
   }
   write_rows<E>(of_keys, width, T(1), gradients.k, 0, 0, shape.length, shape.width);
@@ -296,41 +153,19 @@ void backward(const WindowShape& shape, const WindowHeads& heads, const WindowHe
 }
 
 template <class E>
-void add_row(void* first, int64_t token, int64_t length, int64_t width, double factor, const void* e) {
-  using T = compute_t<E>;
-  E* to = static_cast<E*>(first);
-  for (int64_t t = 0; t < length; t++, to += token) {
-    for (int64_t c = 0; c < width; c++) to[c] = narrow<E>(widen(to[c]) + T(factor) * static_cast<const T*>(e)[c]);
-  }
-}
+constexpr WindowLoops::Loops loops = {forward<E>,       backward<E>, forward_scratch,
+                                      backward_scratch, add_row<E>,  sum_rows<E>};
 
-// Sums of kTogether rows at a time, then of those: the gradient of the gate is made of them.
-template <class E>
-void sum_rows(void* sum, const void* first, int64_t token, int64_t length, int64_t width) {
-  using T = compute_t<E>;
-  constexpr int64_t kColumns = 64, kTogether = 8;
-  const E* from = static_cast<const E*>(first);
-  for (int64_t at = 0; at < width; at += kColumns) {
-    const int64_t count = width - at < kColumns ? width - at : kColumns;
-    T* to = static_cast<T*>(sum) + at;
-    for (int64_t c = 0; c < count; c++) to[c] = 0;
-    for (int64_t t = 0; t < length; t += kTogether) {
-      T few[kColumns] = {};
-      for (int64_t r = t; r < length && r < t + kTogether; r++) {
-        for (int64_t c = 0; c < count; c++) few[c] += widen(from[r * token + at + c]);
-      }
-      for (int64_t c = 0; c < count; c++) to[c] += few[c];
-    }
-  }
-}
-
-template <class E>
-constexpr WindowLoops::Loops loops = {forward<E>, backward<E>, add_row<E>, sum_rows<E>};
+#if defined(__AVX512F__)
+constexpr const WindowLoops::Loops* kPairLoops = &pair_loops;
+#else
+constexpr const WindowLoops::Loops* kPairLoops = nullptr;
+#endif
 
 }  // namespace
 
 namespace quaver::cpu {
 extern const WindowLoops QUAVER_AT_LEVEL(window_loops);
-const WindowLoops QUAVER_AT_LEVEL(window_loops) = {loops<float>,   loops<double>,   loops<bfloat16>,
-                                                   loops<float16>, forward_scratch, backward_scratch};
+const WindowLoops QUAVER_AT_LEVEL(window_loops) = {loops<float>, loops<double>, loops<bfloat16>, loops<float16>,
+                                                   kPairLoops};
 }  // namespace quaver::cpu

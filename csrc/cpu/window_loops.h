@@ -42,15 +42,16 @@ struct WindowLoops {
                     void* summary, void* scratch);
     void (*backward)(const WindowShape& shape, const WindowHeads& heads, const WindowHeads* next,
                      const WindowGradients& gradients, void* scratch);
+    // Elements of C.
+    int64_t (*forward_scratch)(int64_t window, int64_t width);
+    int64_t (*backward_scratch)(int64_t window, int64_t width);
     // rows of `length` tokens += factor * e, both of width elements; e: C.
     void (*add_row)(void* first, int64_t token, int64_t length, int64_t width, double factor, const void* e);
     // sum: C, of the rows.
     void (*sum_rows)(void* sum, const void* first, int64_t token, int64_t length, int64_t width);
   };
   Loops f32, f64, bf16, f16;
-  // Elements of C.
-  int64_t (*forward_scratch)(int64_t window, int64_t width);
-  int64_t (*backward_scratch)(int64_t window, int64_t width);
+  const Loops* bf16_pairs;  // null at the levels that never have the instructions: for has_bf16() only
 };
 
 QUAVER_LOOPS(WindowLoops, window_loops)
