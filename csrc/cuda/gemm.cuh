@@ -2,6 +2,7 @@
 // are multiplied by tensor cores (16-bit types) or by fused multiply-adds (float32, float64: no rounding to TF32).
 #pragma once
 #include "cuda/gpu_tensor.h"
+#include "cuda/target.cuh"
 
 namespace quaver::gpu {
 
@@ -204,36 +205,6 @@ struct Gemm {
         }
       }
     }
-  }
-};
-
-// A tensor of the results: of T, or `wide`: of the type that sums have.
-template <class T>
-struct Target {
-  using C = compute_t<T>;
-  void* data;
-  bool wide;
-
-  Target(void* data, bool wide) : data(data), wide(wide) {}
-
-  __device__ void store(int64_t at, C value) const {
-    if (wide) {
-      static_cast<C*>(data)[at] = value;
-    } else {
-      static_cast<T*>(data)[at] = narrow<T>(value);
-    }
-  }
-  // Two neighbours, the second where there is one.
-  __device__ void store_pair(int64_t at, C first, C second, bool has_second) const {
-    if (sizeof(T) == 2 && !wide && has_second && at % 2 == 0) {
-      struct alignas(2 * sizeof(T)) Pair {
-        T first, second;
-      };
-      static_cast<Pair*>(data)[at / 2] = {narrow<T>(first), narrow<T>(second)};
-      return;
-    }
-    store(at, first);
-    if (has_second) store(at + 1, second);
   }
 };
 
