@@ -1,0 +1,191 @@
+"""The CUDA C++ of window_attention, window_exchange and njx_attention, compiled by g++ and run by csrc/emulator."""
+
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import Any
+
+import emulation
+import op_checks
+import pytest
+import torch
+from op_checks import CPU, DTYPES
+from torch import Tensor
+
+from quaver.kernels import _ops, njx_attention, window_attention, window_exchange
+from quaver.kernels._cases import Case, values
+from quaver.kernels.window_attention import cases as shared
+from quaver.kernels.window_attention import op as op_module
+from quaver.kernels.window_attention.cases import CASES
+
+Run = Callable[..., Any]
+
+#: Beside the shared cases: several tiles (of 64 rows for 16-bit types, of 32 for the others), ragged on every axis, and
+#: each width of the kernels.
+OWN = [
+    shared._attention_case("tiles", (2, 1, 150, 24), 64, select=True),
+    shared._attention_case("tiles-uneven", (1, 2, 140, 48), 48, key_heads=1, causal=True, select=True),
+    shared._attention_case("tiles-of-small", (1, 1, 100, 7), 3, select=True, exchange_tokens=2),
+    shared._attention_case("parts", (1, 4, 140, 70), 90, key_heads=2, select=True, exchange_tokens=50),
+    shared._attention_case("parts-causal", (1, 1, 170, 100), 150, causal=True, select=True, layout="heads"),
+    shared._attention_case("documents-tiles", (2, 2, 150, 16), 30, starts=[[0, 41, 42, 130], [0, 0, 64, 150]]),
+    shared._exchange_case("exchange-tiles", (1, 2, 140, 96), source="own", causal=True),
+    shared._njx_case("njx-tiles", (2, 2, 150, 40), 2, source="shared", exchange_fraction=0.5),
+]
+cases = pytest.mark.parametrize("case", [*CASES, *OWN], ids=str)
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+
+
+class Emulated:
+    """The family of ops of one backend, as op.py has it, run by the emulator with every fault that it sees raised."""
+
+    def __init__(self) -> None:
+        self.emulator = emulation.load()
+        self.how: dict[str, str] = {}
+        family = op_module._Family
+        self.attention_gradient = self.op("window_attention_backward", None, None)
+        self.exchange_gradient = self.op("window_exchange_backward", None, None)
+        self.njx_gradient = self.op("njx_attention_backward", None, None)
+        self.attention = self.op("window_attention", family._save_attention, family._attention_backward)
+        self.exchange = self.op("window_exchange", family._save_exchange, family._exchange_backward)
+        self.njx = self.op("njx_attention", family._save_njx, family._njx_backward)
+
+    def op(self, name: str, save: Any, backward: Any) -> Run:
+        def call(*inputs: Any) -> Any:
+            bare = [x.detach() if isinstance(x, Tensor) else x for x in inputs]
+            return self.emulator.run(lambda: getattr(torch.ops.quaver_emulated, name)(*bare), seed=1, **self.how)
+
+        if save is None:
+            return call
+        emulated = self
+
+        class Direct(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, *inputs: Any) -> Any:
+                output = call(*inputs)
+                save(ctx, inputs, output)
+                return output
+
+            @staticmethod
+            def backward(ctx: Any, *grads: Any) -> Any:
+                return backward(emulated, ctx, *grads)
+
+        return Direct.apply
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Iterator[Emulated]:
+    library = torch.library.Library("quaver_emulated", "FRAGMENT")
+    for schema in _ops.schemas:
+        if schema.startswith(("window_", "njx_")):
+            library.define(schema)
+    yield Emulated()
+    library._destroy()
+
+
+@pytest.fixture
+def emulated(loaded: Emulated, monkeypatch: pytest.MonkeyPatch) -> Emulated:
+    """Calls that no backend is forced for run emulated."""
+    loaded.how = {}
+    chosen = op_module._family
+    monkeypatch.setattr(op_module, "_family", lambda device: None if _reference_is_forced() else loaded)
+    assert chosen is not None
+    return loaded
+
+
+def _reference_is_forced() -> bool:
+    from quaver.kernels import _backends
+
+    return _backends._forced[-1:] == ["reference"]
+
+
+@cases
+@dtypes
+def test_result_is_as_accurate_as_eager(emulated: Emulated, case: Case, dtype: torch.dtype) -> None:
+    packed = Case(case.name, lambda **inputs: case.function(**inputs).contiguous(), case.inputs, exact=False)
+    op_checks.assert_result_as_accurate_as_eager(packed, dtype)
+
+
+@cases
+@dtypes
+def test_gradients_are_as_accurate_as_eager(emulated: Emulated, case: Case, dtype: torch.dtype) -> None:
+    op_checks.assert_gradients_as_accurate_as_eager(case, dtype, draws=range(3, 5))
+
+
+#: All but the order and the copies of an ordinary run, which they are compared with.
+OTHER_ORDERS = [both for both in product(emulation.ORDERS, emulation.COPIES) if both != ("forward", "early")]
+ORDERED = [case for case in OWN if case.name in ("tiles-uneven", "parts", "documents-tiles", "njx-tiles")]
+
+
+@pytest.mark.parametrize("order, copies", OTHER_ORDERS)
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("float32", "bfloat16"))
+def test_same_bits_in_any_order(emulated: Emulated, dtype: torch.dtype, order: str, copies: str) -> None:
+    for case in ORDERED:
+        results = []
+        for how in ({}, {"order": order, "copies": copies}):
+            emulated.how = how
+            results.append([op_checks.run(case, dtype), *op_checks.gradients(case, dtype, "cpp")])
+        for first, other in zip(*results, strict=True):
+            assert torch.equal(first, other), case
+
+
+def _heads(shape: tuple[int, int, int, int], dtype: torch.dtype, seed: int) -> Tensor:
+    batch, heads, length, width = shape
+    return values((batch, length, heads, width), dtype, CPU, seed).transpose(1, 2)
+
+
+def _misaligned(x: Tensor) -> Tensor:
+    """A copy with the same strides, one element past a 16-byte boundary."""
+    storage = torch.empty(x.numel() + 1, dtype=x.dtype)[1:]
+    return storage.view(x.transpose(1, 2).shape).transpose(1, 2).copy_(x)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("float32", "bfloat16"))
+def test_rows_off_their_boundaries_have_the_same_bits(emulated: Emulated, dtype: torch.dtype) -> None:
+    """Such rows are not copied 16 bytes at a time."""
+    q, k, v = (_heads((1, 2, 70, 32), dtype, seed).requires_grad_() for seed in (1, 2, 3))
+    select, gate = values((1, 2, 70), dtype, CPU, 4), values((2,), dtype, CPU, 5)
+    found = []
+    for tensors in ((q, k, v), [_misaligned(x.detach()).requires_grad_() for x in (q, k, v)]):
+        out = njx_attention(*tensors, select, 16, gate=gate)
+        found.append([out, *torch.autograd.grad(out.square().sum(), tensors)])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("causal", (False, True))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("float32", "bfloat16"))
+def test_a_source_out_of_range_gives_nan_in_its_row(emulated: Emulated, dtype: torch.dtype, causal: bool) -> None:
+    z = values((2, 2, 70, 20), dtype, CPU, 1)
+    source = torch.arange(70).sub(1).clamp(min=0) if causal else torch.arange(70)
+    good = window_exchange(z, source, causal=causal)
+    for wrong in (-1, 70, 2**40) + ((5,) if causal else ()):
+        broken = source.clone()
+        broken[5] = wrong
+        e = window_exchange(z, broken, causal=causal)
+        assert e[:, :, 5].isnan().all()
+        rest = torch.arange(70) != 5
+        assert torch.equal(e[:, :, rest], good[:, :, rest])
+
+
+@pytest.mark.parametrize("name", ("q", "k"))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("float32", "bfloat16"))
+def test_not_a_number_stays_where_it_is_attended_to(emulated: Emulated, dtype: torch.dtype, name: str) -> None:
+    inputs = {key: _heads((1, 2, 70, 32), dtype, seed) for seed, key in enumerate("qkv")}
+    for window, causal in ((8, False), (8, True), (70, True)):
+        clean = window_attention(**inputs, window=window, causal=causal)
+        spoiled = {key: x.clone() for key, x in inputs.items()}
+        spoiled[name][0, 1, 42, 3] = torch.nan
+        out = window_attention(**spoiled, window=window, causal=causal)
+        token = torch.arange(70)
+        reached = token == 42
+        if name == "k":
+            reached = (token // window == 42 // window) & ((token >= 42) | (not causal))
+        assert out[0, 1, reached].isnan().any(-1).all()
+        assert torch.equal(out[0, 1, ~reached], clean[0, 1, ~reached])
+        assert torch.equal(out[0, 0], clean[0, 0])
+
+
+def test_too_wide_heads_say_so(emulated: Emulated) -> None:
+    q, k, v = (_heads((1, 1, 4, 130), torch.float32, seed) for seed in (1, 2, 3))
+    with pytest.raises(RuntimeError, match="up to 128 elements, got 130"):
+        window_attention(q, k, v, 2)
