@@ -83,26 +83,28 @@ struct Mask {
 template <class T>
 using Scores = Fragments<T, kTileRows<T> / 8>;
 
-// scores = scale * left . keys, -infinity where they are not seen.
-template <class T, int D>
-__device__ void make_scores(Scores<T>& scores, const Left<T, D>& left, const HeadTile<T, D>& keys, const Mask<T>& mask,
-                            compute_t<T> scale) {
-  using C = compute_t<T>;
+// scores, of keys from `column` of the tile on, *= scale; -infinity where they are not seen.
+template <class T, int N, class C>
+__device__ void hide(C (&scores)[N][4], const Mask<T>& mask, int column, C scale) {
   const int lane = int(threadIdx.x) % 32;
+#pragma unroll
+  for (int i = 0; i < 4 * N; i++) {
+    const bool seen = mask.sees(i % 4 / 2, column + i / 4 * 8 + lane % 4 * 2 + i % 2);
+    scores[i / 4][i % 4] = seen ? scores[i / 4][i % 4] * scale : -kInfinity<C>;
+  }
+}
+
+// scores = scale * left . keys, -infinity where they are not seen.
+template <class T, int D, class Rows>
+__device__ void make_scores(Scores<T>& scores, const Rows& left, const HeadTile<T, D>& keys, const Mask<T>& mask,
+                            compute_t<T> scale) {
 #pragma unroll
   for (int block = 0; block < kBlocks<T>; block++) {
 #pragma unroll
     for (int i = 0; i < 8; i++) scores[2 * block + i / 4][i % 4] = 0;
     if (mask.blocks >> block & 1u) add_scores<T, D>(scores + 2 * block, left, keys, block * kBlock);
   }
-#pragma unroll
-  for (int j = 0; j < kTileRows<T> / 8; j++) {
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const bool seen = mask.sees(i / 2, 8 * j + lane % 4 * 2 + i % 2);
-      scores[j][i] = seen ? scores[j][i] * scale : -kInfinity<C>;
-    }
-  }
+  hide(scores, mask, 0, scale);
 }
 
 // The softmax of a lane's two rows, a tile of keys at a time.

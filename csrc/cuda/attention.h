@@ -15,8 +15,9 @@ using torch::stable::new_empty;
 // A width of tiles that holds `width` elements of a head.
 template <class T, class F>
 void dispatch_width(int64_t width, F&& f) {
-  STD_TORCH_CHECK(width <= 128, "quaver: the CUDA kernels of window attention take heads of up to 128 elements, got ",
-                  width, ": use_backend(\"triton\") or \"reference\"");
+  constexpr int kMost = sizeof(T) == 8 ? 32 : 128;
+  STD_TORCH_CHECK(width <= kMost, "quaver: the CUDA kernels of window attention take heads of up to ", kMost,
+                  " elements in this dtype, got ", width);
   using std::integral_constant;
   // Wider types have fewer widths: they are not what is trained with, and each costs time to compile.
   if constexpr (sizeof(T) == 2) {
@@ -26,8 +27,8 @@ void dispatch_width(int64_t width, F&& f) {
   if (width <= 32) return f(integral_constant<int, 32>{});
   if constexpr (sizeof(T) < 8) {
     if (width <= 64) return f(integral_constant<int, 64>{});
+    f(integral_constant<int, 128>{});
   }
-  f(integral_constant<int, 128>{});
 }
 
 // x with the elements of a row side by side.

@@ -66,14 +66,16 @@ struct RowSums {
   using C = compute_t<T>;
   C mean[2] = {}, of_weight[2] = {};
 
-  __device__ void add(const Scores<T>& p, const Scores<T>& of_p, const C* products, const C (&factor)[2]) {
+  // p(i): the i-th of the lane's numbers, as they follow each other in Scores.
+  template <class P>
+  __device__ void add(P&& p, const Scores<T>& of_p, const C* products, const C (&factor)[2]) {
     const int lane = int(threadIdx.x) % 32;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       C sums[2] = {}, weights[2] = {};
 #pragma unroll
       for (int i = 0; i < kTileRows<T> / 4; i++) {
-        const C value = p[i / 2][2 * half + i % 2];
+        const C value = p(i / 2 * 4 + 2 * half + i % 2);
         // Nothing that is hidden counts, though it be no number.
         if (value != 0) sums[i % 2] = fused(value, of_p[i / 2][2 * half + i % 2], sums[i % 2]);
         if (products) weights[i % 2] = fused(value, products[i / 2 * 8 + lane % 4 * 2 + i % 2], weights[i % 2]);
@@ -84,30 +86,30 @@ struct RowSums {
   }
 };
 
-// of_p becomes the gradient of the scores.
-template <class T>
-__device__ void make_gradients(const Scores<T>& p, Scores<T>& of_p, const compute_t<T> (&mean)[2]) {
+// of_p, of N times 8 keys, becomes the gradient of the scores.
+template <int N, class P, class C>
+__device__ void make_gradients(P&& p, C (&of_p)[N][4], const C (&mean)[2]) {
 #pragma unroll
-  for (int i = 0; i < kTileRows<T> / 2; i++) {
-    const auto value = p[i / 4][i % 4];
+  for (int i = 0; i < 4 * N; i++) {
+    const auto value = p(i);
     auto& of = of_p[i / 4][i % 4];
     of = value == 0 ? 0 : value * (of - mean[i % 4 / 2]);
   }
 }
 
 // p = exp(scores - log_sum).
-template <class T>
-__device__ void make_probabilities(Scores<T>& scores, const compute_t<T> (&log_sum)[2]) {
+template <class T, int N, class C>
+__device__ void make_probabilities(C (&scores)[N][4], const C (&log_sum)[2]) {
 #pragma unroll
-  for (int i = 0; i < kTileRows<T> / 2; i++) {
+  for (int i = 0; i < 4 * N; i++) {
     auto& x = scores[i / 4][i % 4];
     x = exponential<T>(x - log_sum[i % 4 / 2]);
   }
 }
 
 // The products of the gradients of the outputs with the values, for the blocks of the mask.
-template <class T, int D>
-__device__ void make_products_of_grads(Scores<T>& scores, const Left<T, D>& left, const HeadTile<T, D>& values,
+template <class T, int D, class Rows>
+__device__ void make_products_of_grads(Scores<T>& scores, const Rows& left, const HeadTile<T, D>& values,
                                        const Mask<T>& mask) {
 #pragma unroll
   for (int block = 0; block < kBlocks<T>; block++) {
@@ -117,10 +119,11 @@ __device__ void make_products_of_grads(Scores<T>& scores, const Left<T, D>& left
   }
 }
 
-template <class T>
-__device__ void put_scores(ScoreTile<T>& tile, int line, Scores<T>& scores) {
-  for_pairs(scores,
-            [&](int row, int column, auto one, auto two) { put_pair(&tile.lines[line + row][column], one, two); });
+template <class T, int N, class C>
+__device__ void put_scores(ScoreTile<T>& tile, int line, int first_column, C (&scores)[N][4]) {
+  for_pairs(scores, [&](int row, int column, C one, C two) {
+    put_pair(&tile.lines[line + row][first_column + column], one, two);
+  });
 }
 
 // Columns at a time of a product that is written at once: as registers, all of 128 would be too many.
@@ -184,7 +187,7 @@ __device__ void put_rows(HeadTile<T, D>& tile, int line, Fragments<T, D / 8>& su
 
 // All gradients of the windows of a tile and of the query heads that share its key head.
 template <class T, int D>
-__global__ void __launch_bounds__(kAttentionThreads<T>)
+__global__ void __launch_bounds__(kAttentionThreads<T>, kAttentionBlocks<T>)
     window_backward_kernel(Attention<T> attention, Gradients<T> gradients) {
   using C = compute_t<T>;
   using Shared = BackwardShared<T, D>;
@@ -212,25 +215,31 @@ __global__ void __launch_bounds__(kAttentionThreads<T>)
     }
     {
       Scores<T> p, of_p;
-      Left<T, D> left;
+      Left<T, D, 2 * D> left;
       left.load(shared->queries, line);
-      make_scores(p, left, shared->keys, mask, attention.scale);
-      left.load(shared->grads, line);
-      make_products_of_grads(of_p, left, shared->values, mask);
+      make_scores<T, D>(p, left, shared->keys, mask, attention.scale);
       Softmax<T> softmax;
       C factor[2];
       softmax.add(p, factor);
 #pragma unroll
       for (int i = 0; i < kTileRows<T> / 2; i++) p[i / 4][i % 4] *= softmax.inverse(i % 4 / 2);
+      put_scores<T>(shared->p, line, 0, p);
+      left.load(shared->grads, line);
+      make_products_of_grads<T, D>(of_p, left, shared->values, mask);
+      // Registers for both p and its gradient are not there beside wide sums: p is then read back, rounded.
+      constexpr bool kReadBack = sizeof(T) == 2 && D > 96;
+      const T* put = &shared->p.lines[line + lane / 4][lane % 4 * 2];
+      const auto p_of = [&](int i) -> C {
+        return kReadBack ? widen(put[i % 4 / 2 * 8 * ScoreTile<T>::kStride + i / 4 * 8 + i % 2]) : p[i / 4][i % 4];
+      };
       RowSums<T> sums;
-      sums.add(p, of_p, gradients.of_weights ? shared->products : nullptr, factor);
-      make_gradients<T>(p, of_p, sums.mean);
+      sums.add(p_of, of_p, gradients.of_weights ? shared->products : nullptr, factor);
+      make_gradients(p_of, of_p, sums.mean);
       for (int half = 0; half < 2 && gradients.of_weights && lane % 4 == 0; half++) {
         const int row = line + lane / 4 + 8 * half;
         if (row < rows) gradients.of_weights[of_rows * attention.visible.length + first + row] = sums.of_weight[half];
       }
-      put_scores(shared->p, line, p);
-      put_scores(shared->of_scores, line, of_p);
+      put_scores<T>(shared->of_scores, line, 0, of_p);
     }
     __syncthreads();
     of.add_values(*shared, line, attention.visible, batch, first, rows, first);
@@ -248,7 +257,7 @@ __global__ void __launch_bounds__(kAttentionThreads<T>)
 
 // The gradients of a tile of queries, and of each row what the gradients of the keys need of its softmax.
 template <class T, int D, bool kExchange>
-__global__ void __launch_bounds__(kAttentionThreads<T>)
+__global__ void __launch_bounds__(kAttentionThreads<T>, kAttentionBlocks<T>)
     query_gradient_kernel(Attention<T> attention, Gradients<T> gradients) {
   using C = compute_t<T>;
   using Shared = BackwardShared<T, D>;
@@ -288,11 +297,11 @@ __global__ void __launch_bounds__(kAttentionThreads<T>)
       }
       const Mask<T> mask(attention.visible, batch, first + line, rows - line, key);
       Scores<T> p, of_p;
-      Left<T, D> left;
+      Left<T, D, D> left;
       left.load(shared->queries, line);
-      make_scores(p, left, shared->keys, mask, attention.scale);
+      make_scores<T, D>(p, left, shared->keys, mask, attention.scale);
       left.load(shared->grads, line);
-      make_products_of_grads(of_p, left, values, mask);
+      make_products_of_grads<T, D>(of_p, left, values, mask);
       body(p, of_p, mask.blocks);
       __syncthreads();  // all are done with the keys
     }
@@ -302,7 +311,8 @@ __global__ void __launch_bounds__(kAttentionThreads<T>)
   for_keys(gradients.of_weights != nullptr, [&](Scores<T>& p, Scores<T>& of_p, uint32_t) {
     C factor[2];
     softmax.add(p, factor);
-    sums.add(p, of_p, gradients.of_weights ? shared->products : nullptr, factor);
+    const auto p_of = [&](int i) { return p[i / 4][i % 4]; };
+    sums.add(p_of, of_p, gradients.of_weights ? shared->products : nullptr, factor);
   });
   C log_sum[2];
   for (int half = 0; half < 2; half++) {
@@ -319,8 +329,8 @@ __global__ void __launch_bounds__(kAttentionThreads<T>)
   Fragments<T, D / 8> of_queries = {};
   for_keys(false, [&](Scores<T>& p, Scores<T>& of_p, uint32_t blocks) {
     make_probabilities<T>(p, log_sum);
-    make_gradients<T>(p, of_p, sums.mean);
-    put_scores(shared->of_scores, line, of_p);
+    make_gradients([&](int i) { return p[i / 4][i % 4]; }, of_p, sums.mean);
+    put_scores<T>(shared->of_scores, line, 0, of_p);
     __syncwarp();
     for (int block = 0; block < kBlocks<T>; block++) {
       if (blocks >> block & 1u) {
@@ -343,7 +353,7 @@ __global__ void __launch_bounds__(kAttentionThreads<T>)
 
 // The gradients of a tile of keys and of its values, over the query heads that share the key head.
 template <class T, int D, bool kExchange>
-__global__ void __launch_bounds__(kAttentionThreads<T>)
+__global__ void __launch_bounds__(kAttentionThreads<T>, kAttentionBlocks<T>)
     key_gradient_kernel(Attention<T> attention, Gradients<T> gradients) {
   using C = compute_t<T>;
   using Shared = BackwardShared<T, D>;
@@ -383,16 +393,22 @@ __global__ void __launch_bounds__(kAttentionThreads<T>)
           mean[half] = row < count ? gradients.mean[at] : C(0);
         }
         const Mask<T> mask(attention.visible, batch, query + line, count - line, first);
-        Scores<T> p, of_p;
-        Left<T, D> left;
-        left.load(shared->queries, line);
-        make_scores(p, left, shared->keys, mask, attention.scale);
-        left.load(shared->grads, line);
-        make_products_of_grads(of_p, left, values, mask);
-        make_probabilities<T>(p, log_sum);
-        make_gradients<T>(p, of_p, mean);
-        put_scores(shared->p, line, p);
-        put_scores(shared->of_scores, line, of_p);
+        Left<T, D, 2 * D> of_queries, of_grads;
+        of_queries.load(shared->queries, line);
+        of_grads.load(shared->grads, line);
+        // A block of keys at a time: fewer registers.
+#pragma unroll 1
+        for (int block = 0; block < kBlocks<T>; block++) {
+          if (!(mask.blocks >> block & 1u)) continue;
+          Fragments<T, 2> p = {}, of_p = {};
+          add_scores<T, D>(p, of_queries, shared->keys, block * kBlock);
+          add_scores<T, D>(of_p, of_grads, values, block * kBlock);
+          hide(p, mask, block * kBlock, attention.scale);
+          make_probabilities<T>(p, log_sum);
+          make_gradients([&](int i) { return p[i / 4][i % 4]; }, of_p, mean);
+          put_scores<T>(shared->p, line, block * kBlock, p);
+          put_scores<T>(shared->of_scores, line, block * kBlock, of_p);
+        }
       }
       __syncthreads();
       of.add_values(*shared, line, attention.visible, batch, query, count, first);

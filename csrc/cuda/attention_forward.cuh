@@ -56,7 +56,7 @@ __device__ void sum_windows(const ForwardShared<T, D>& shared, const Attention<T
 }
 
 template <class T, int D, bool kExchange>
-__global__ void __launch_bounds__(kAttentionThreads<T>)
+__global__ void __launch_bounds__(kAttentionThreads<T>, kAttentionBlocks<T>)
     attention_forward_kernel(Attention<T> attention, ForwardResult<T> result) {
   using C = compute_t<T>;
   constexpr int R = kTileRows<T>;
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kAttentionThreads<T>)
   fetch_keys(shared->keys, attention.k, k, begin);
   if (!kExchange) fetch_keys(shared->values, attention.v, v, begin);
 
-  Left<T, D> queries;
+  Left<T, D, D> queries;
   Softmax<T> softmax;
   Fragments<T, D / 8> sums = {};
   for (int64_t key = begin; key < end; key += R) {
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kAttentionThreads<T>)
     if (key == begin) queries.load(shared->queries, line);
     const Mask<T> mask(attention.visible, place.batch, first + line, rows - line, key);
     Scores<T> scores;
-    make_scores(scores, queries, keys, mask, attention.scale);
+    make_scores<T, D>(scores, queries, keys, mask, attention.scale);
     C factor[2];
     softmax.add(scores, factor);
 #pragma unroll
@@ -144,8 +144,9 @@ __global__ void __launch_bounds__(kAttentionThreads<T>)
     }
     for_pairs(sums, [&](int row, int column, C one, C two) {
       C* to = &shared->weighted[line + row][column];
-      to[0] = one * weights[row / 8];
-      to[1] = two * weights[row / 8];
+      const C weight = row < 8 ? weights[0] : weights[1];
+      to[0] = one * weight;
+      to[1] = two * weight;
     });
     __syncthreads();
     sum_windows(*shared, attention, result, place, first, rows);

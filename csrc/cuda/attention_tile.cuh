@@ -14,6 +14,10 @@ template <class T>
 constexpr int kBlocks = kTileRows<T> / kBlock;
 template <class T>
 constexpr int kAttentionThreads = 32 * kBlocks<T>;
+// At least so many blocks to an SM: all 255 registers may be used. Left to itself the compiler spills for a third
+// block.
+template <class T>
+constexpr int kAttentionBlocks = 256 / kAttentionThreads<T>;
 template <class T>
 constexpr int kPiece = 16 / sizeof(T);
 
@@ -109,9 +113,9 @@ __device__ inline uint32_t pair_of(float first, float second) {
 template <class T, int N>
 using Fragments = compute_t<T>[N][4];
 
-// 16 rows of a tile as the left side of products: in registers, or where they are.
-template <class T, int D, bool kTensorCores = sizeof(T) == 2>
-struct Left {
+// 16 rows of a tile as the left side of products: kept in registers, or left where they are.
+template <class T, int D>
+struct LeftInRegisters {
   uint32_t values[D / kBlock][4];
   __device__ void load(const HeadTile<T, D>& tile, int row) {
     const int lane = int(threadIdx.x) % 32;
@@ -120,27 +124,39 @@ struct Left {
       load_matrices(values[k], &tile.lines[row + lane % 16][k * kBlock + lane / 16 * 8]);
     }
   }
+  __device__ void get(int k, uint32_t (&out)[4]) const {
+#pragma unroll
+    for (int i = 0; i < 4; i++) out[i] = values[k][i];
+  }
 };
 template <class T, int D>
-struct Left<T, D, false> {
-  const T* first;
-  __device__ void load(const HeadTile<T, D>& tile, int row) { first = tile.lines[row]; }
+struct LeftInPlace {
+  const T (*lines)[HeadTile<T, D>::kStride];
+  __device__ void load(const HeadTile<T, D>& tile, int row) { lines = tile.lines + row; }
+  __device__ void get(int k, uint32_t (&out)[4]) const {
+    const int lane = int(threadIdx.x) % 32;
+    load_matrices(out, &lines[lane % 16][k * kBlock + lane / 16 * 8]);
+  }
 };
+// Registers are kept for what a kernel has beside: its sums of so many columns for each row.
+template <class T, int D, int kColumns>
+using Left = std::conditional_t<sizeof(T) == 2 && kColumns <= 128, LeftInRegisters<T, D>, LeftInPlace<T, D>>;
 
 // sums += the 16 rows times rows `row` .. row + 15 of the tile, over all their elements.
-template <class T, int D>
-__device__ void add_scores(compute_t<T> (*sums)[4], const Left<T, D>& left, const HeadTile<T, D>& tile, int row) {
+template <class T, int D, class Rows>
+__device__ void add_scores(compute_t<T> (*sums)[4], const Rows& left, const HeadTile<T, D>& tile, int row) {
   const int lane = int(threadIdx.x) % 32;
   if constexpr (sizeof(T) == 2) {
 #pragma unroll
     for (int k = 0; k < D / kBlock; k++) {
-      uint32_t b[4];
+      uint32_t a[4], b[4];
+      left.get(k, a);
       load_matrices(b, &tile.lines[row + lane % 8 + lane / 16 * 8][k * kBlock + lane / 8 % 2 * 8]);
-      multiply_add<T>(sums[0], left.values[k], b[0], b[1]);
-      multiply_add<T>(sums[1], left.values[k], b[2], b[3]);
+      multiply_add<T>(sums[0], a, b[0], b[1]);
+      multiply_add<T>(sums[1], a, b[2], b[3]);
     }
   } else {
-    const T* of_rows = left.first + lane / 4 * HeadTile<T, D>::kStride;
+    const T* of_rows = left.lines[lane / 4];
     const T* of_columns = tile.lines[row + lane % 4 * 2];
 #pragma unroll 4
     for (int k = 0; k < D; k++) {

@@ -10,7 +10,7 @@ from .._autograd import differentiable
 from .._backends import choose, transformed
 from . import arguments, reference
 from .second import derivative_of_gradient
-from .tuning import CUDA_ORDER
+from .tuning import CUDA_ORDER, cuda_width
 
 
 def _empty_like(x: Tensor) -> Tensor:
@@ -199,12 +199,16 @@ class _Family:
         return *of_outer, *of_inputs[:4], None, None, of_inputs[4], *[None] * 4
 
 
-_families = {"cpp": _Family("cpp")}
+_compiled = _Family("cpp")
+_families = {"cpp": _compiled, "cuda": _compiled}
 
 
-def _family(device: torch.device) -> _Family | None:
-    """The ops of the backend that is chosen, or None for the reference."""
-    backend = "reference" if transformed() else choose(device, CUDA_ORDER)
+def _family(like: Tensor) -> _Family | None:
+    """The ops of the backend that is chosen for heads like this one [.., d], or None for the reference."""
+    order = CUDA_ORDER
+    if like.device.type == "cuda" and like.shape[-1] > cuda_width(like.dtype):
+        order = tuple(backend for backend in order if backend != "cuda")
+    backend = "reference" if transformed() else choose(like.device, order)
     if backend not in ("reference", *_families):
         raise RuntimeError(f"backend {backend!r} has no kernels for window attention: it has {', '.join(_families)}")
     return _families.get(backend)
@@ -250,7 +254,7 @@ def window_attention(
         TypeError, ValueError: for arguments that do not fit, naming the argument.
     """
     checked = arguments.attention(q, k, v, window, select, exchange_tokens, causal, scale, document_starts)
-    family = _family(checked.q.device)
+    family = _family(checked.q)
     out, summary = reference.window_attention(*checked) if family is None else family.attention(*checked)
     return out if select is None else (out, summary)
 
@@ -276,7 +280,7 @@ def window_exchange(
         RuntimeError: on the CPU for a source out of range.
     """
     checked = arguments.exchange(summary, source, causal, scale)
-    family = _family(checked.summary.device)
+    family = _family(checked.summary)
     result: Tensor = reference.window_exchange(*checked) if family is None else family.exchange(*checked)
     return result
 
@@ -316,6 +320,6 @@ def njx_attention(
         RuntimeError: on the CPU for a source out of range.
     """
     checked = arguments.njx(q, k, v, select, window, source, gate, exchange_fraction, causal, scale)
-    family = _family(checked.q.device)
+    family = _family(checked.q)
     result: Tensor = reference.njx_attention(*checked) if family is None else family.njx(*checked)[0]
     return result
