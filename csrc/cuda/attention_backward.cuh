@@ -277,7 +277,8 @@ __global__ void __launch_bounds__(kAttentionThreads<T>, kAttentionBlocks<T>)
   commit_copies();
   await_copies<0>();
   __syncthreads();
-  if (gradients.of_weights) {
+  const bool summarized = !kExchange && gradients.of_weights;
+  if (summarized) {
     add_summary(shared->grads, attention, gradients, of_rows, first, rows);
     __syncthreads();
   }
@@ -308,11 +309,11 @@ __global__ void __launch_bounds__(kAttentionThreads<T>, kAttentionBlocks<T>)
   };
   Softmax<T> softmax;
   RowSums<T> sums;
-  for_keys(gradients.of_weights != nullptr, [&](Scores<T>& p, Scores<T>& of_p, uint32_t) {
+  for_keys(summarized, [&](Scores<T>& p, Scores<T>& of_p, uint32_t) {
     C factor[2];
     softmax.add(p, factor);
     const auto p_of = [&](int i) { return p[i / 4][i % 4]; };
-    sums.add(p_of, of_p, gradients.of_weights ? shared->products : nullptr, factor);
+    sums.add(p_of, of_p, summarized ? shared->products : nullptr, factor);
   });
   C log_sum[2];
   for (int half = 0; half < 2; half++) {
@@ -324,7 +325,7 @@ __global__ void __launch_bounds__(kAttentionThreads<T>, kAttentionBlocks<T>)
     if (lane % 4 || row >= rows) continue;
     gradients.log_sum[at] = log_sum[half];
     gradients.mean[at] = sums.mean[half];
-    if (gradients.of_weights) gradients.of_weights[at] = sums.of_weight[half] * inverse;
+    if (summarized) gradients.of_weights[at] = sums.of_weight[half] * inverse;
   }
   Fragments<T, D / 8> of_queries = {};
   for_keys(false, [&](Scores<T>& p, Scores<T>& of_p, uint32_t blocks) {
@@ -380,7 +381,7 @@ __global__ void __launch_bounds__(kAttentionThreads<T>, kAttentionBlocks<T>)
       commit_copies();
       await_copies<0>();
       __syncthreads();
-      if (gradients.of_weights) {
+      if (!kExchange && gradients.of_weights) {
         add_summary(shared->grads, attention, gradients, of_rows, query, count);
         __syncthreads();
       }
