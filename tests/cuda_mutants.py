@@ -25,10 +25,20 @@ from typing import Annotated
 import typer
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = [f"csrc/cuda/{name}.cuh" for name in ("few_rows", "gemm", "linear_gradient", "moments", "noise", "reduce")]
+#: The tests that are to kill the mutants of some files, and which of those tests.
+GROUPS = {
+    ("few_rows", "gemm", "linear_gradient", "moments", "noise", "reduce"): (
+        ("tests/test_cuda_perturbed_linear.py", "tests/test_cuda_emulated.py"),
+        "cuda_emulated or not any_order and (float32 or bfloat16) or any_order and bfloat16",
+    ),
+    ("attention_tile", "attention", "attention_forward", "attention_backward", "window_summary"): (
+        ("tests/test_cuda_window_attention.py",),
+        "float32 or bfloat16",
+    ),
+}
 #: What is removed, and what stands in its place.
 RULES = [
-    (re.compile(r"__syncthreads\(\);"), "", "barrier"),
+    (re.compile(r"__sync(threads|warp)\(\);"), "", "barrier"),
     (re.compile(r"await_copies<[^>]*>\(\);"), "", "wait"),
     (re.compile(r"await_copies<kStages - 2>"), "await_copies<kStages - 1>", "wait"),
     # if (a >= b) break;
@@ -40,7 +50,6 @@ RULES = [
     # a < b, one side of a condition.
     (re.compile(r"\b[\w.]+(?: [+*/] [\w.]+)* < [\w.]*(?:rows|columns|members|left|count)\b(?! ;)"), "true", "bound"),
 ]
-TESTS = "cuda_emulated or not any_order and (float32 or bfloat16) or any_order and bfloat16"
 SECONDS = 240
 
 
@@ -57,7 +66,7 @@ class Mutant:
 
 def mutants() -> Iterator[Mutant]:
     """Every place that a rule fits, outside of comments and of the headers of loops."""
-    for file in FILES:
+    for file in (f"csrc/cuda/{name}.cuh" for names in GROUPS for name in names):
         for number, text in enumerate((ROOT / file).read_text().splitlines(), 1):
             code = text.split("//")[0]
             if re.search(r"\bfor \(", code):
@@ -67,10 +76,11 @@ def mutants() -> Iterator[Mutant]:
                     yield Mutant(file, number, kind, text, text[: match.start()] + replacement + text[match.end() :])
 
 
-def tests(tree: Path, selected: str) -> subprocess.CompletedProcess[str]:
-    """The emulator's tests of the ops in a copy of the tree, up to the first that fails."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-    command += ["tests/test_cuda_perturbed_linear.py", "tests/test_cuda_emulated.py", "-k", selected]
+def tests(tree: Path, file: str) -> subprocess.CompletedProcess[str]:
+    """The emulator's tests of what a file is part of, in a copy of the tree, up to the first that fails."""
+    paths, selected = next(found for names, found in GROUPS.items() if Path(file).stem in names)
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow"]
+    command += [*paths, "-k", selected]
     environment = {**os.environ, "PYTHONPATH": str(tree / "src"), "PYTHONSAFEPATH": "1"}
     return subprocess.run(
         command, cwd=tree, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
@@ -90,9 +100,10 @@ def main(
         # A variable that a mutant no longer uses is no fault that a test finds.
         emulator = tree / "csrc" / "emulator" / "CMakeLists.txt"
         emulator.write_text(emulator.read_text().replace(" -Werror", ""))
-        clean = tests(tree, TESTS)
-        if clean.returncode != 0:
-            raise SystemExit(f"the tests fail without a mutant:\n{clean.stdout[-2000:]}")
+        for names in GROUPS:
+            clean = tests(tree, names[0])
+            if clean.returncode != 0:
+                raise SystemExit(f"the tests fail without a mutant:\n{clean.stdout[-2000:]}")
         for number, mutant in enumerate(mutants()):
             if number < first or (last is not None and number >= last):
                 continue
@@ -102,7 +113,7 @@ def main(
             lines[mutant.line - 1] = mutant.after
             path.write_text("\n".join(lines) + "\n")
             try:
-                done = tests(tree, TESTS)
+                done = tests(tree, mutant.file)
                 killed = done.returncode != 0
                 failed = re.findall(r"^FAILED \S+?::(\S+)", done.stdout, re.MULTILINE)
                 by = failed[0] if failed else "build" if killed else ""

@@ -171,6 +171,7 @@ struct KeyGradients {
   template <class Body>
   __device__ static void for_blocks(int line, const Visible& visible, int64_t batch, int64_t row, int rows, int64_t key,
                                     Body&& body) {
+#pragma unroll 1  // unrolled it spills beside the sums of 128 columns
     for (int block = 0; block < kTileRows<T>; block += kBlock) {
       const uint32_t seen = Mask<T>::blocks_of(visible, batch, row + block, rows - block, key);
       if (seen >> line / kBlock & 1u) body(block);
