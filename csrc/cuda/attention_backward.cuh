@@ -29,6 +29,7 @@ template <class T, int D>
 __device__ void add_summary(HeadTile<T, D>& tile, const Attention<T>& attention, const Gradients<T>& gradients,
                             int64_t head, int64_t first, int rows) {
   const SummaryWeights<T>& weights = gradients.weights;
+#pragma unroll 1
   for (int i = int(threadIdx.x); i < rows * D; i += kAttentionThreads<T>) {
     const int64_t row = first + i / D;
     const int column = i % D;
@@ -48,9 +49,11 @@ __device__ void make_products(compute_t<T>* products, const HeadTile<T, D>& valu
                               const Gradients<T>& gradients, int64_t head, int64_t first, int rows) {
   using C = compute_t<T>;
   const int lane = int(threadIdx.x) % 32;
+#pragma unroll 1
   for (int line = int(threadIdx.x) / 32; line < kTileRows<T>; line += kBlocks<T>) {
     C sum = 0;
     const int64_t window = head * gradients.weights.windows + (first + line) / gradients.weights.window;
+#pragma unroll 1
     for (int column = lane; line < rows && column < attention.width; column += 32) {
       const C of_summary = gradients.grad_summary[window * attention.width + column];
       sum = fused(of_summary, widen(values.lines[line][column]), sum);
@@ -107,15 +110,15 @@ __device__ void make_probabilities(C (&scores)[N][4], const C (&log_sum)[2]) {
   }
 }
 
-// The products of the gradients of the outputs with the values, for the blocks of the mask.
+// The products of the gradients of the outputs with the values, for the given blocks.
 template <class T, int D, class Rows>
 __device__ void make_products_of_grads(Scores<T>& scores, const Rows& left, const HeadTile<T, D>& values,
-                                       const Mask<T>& mask) {
+                                       uint32_t blocks) {
 #pragma unroll
   for (int block = 0; block < kBlocks<T>; block++) {
 #pragma unroll
     for (int i = 0; i < 8; i++) scores[2 * block + i / 4][i % 4] = 0;
-    if (mask.blocks >> block & 1u) add_scores<T, D>(scores + 2 * block, left, values, block * kBlock);
+    if (blocks >> block & 1u) add_scores<T, D>(scores + 2 * block, left, values, block * kBlock);
   }
 }
 
@@ -197,7 +200,7 @@ __global__ void __launch_bounds__(kAttentionThreads<T>, kAttentionBlocks<T>)
   const int64_t first = attention.tiling.first(place.tile), batch = place.batch;
   const int rows = attention.tiling.rows(place.tile), width = attention.width;
   const int lane = int(threadIdx.x) % 32, line = int(threadIdx.x) / 32 * kBlock;
-  const Mask<T> mask(attention.visible, batch, first + line, rows - line, first);
+  const uint32_t blocks = Mask<T>::blocks_of(attention.visible, batch, first + line, rows - line, first);
   const auto row_of = [&](int i) { return first + i; };
   fetch(shared->keys, attention.k, attention.k.at(batch, place.head), width, rows, row_of);
   fetch(shared->values, attention.v, attention.v.at(batch, place.head), width, rows, row_of);
@@ -218,7 +221,10 @@ __global__ void __launch_bounds__(kAttentionThreads<T>, kAttentionBlocks<T>)
       Scores<T> p, of_p;
       Left<T, D, 2 * D> left;
       left.load(shared->queries, line);
-      make_scores<T, D>(p, left, shared->keys, mask, attention.scale);
+      {
+        const Mask<T> mask(attention.visible, batch, first + line, rows - line, first);
+        make_scores<T, D>(p, left, shared->keys, mask, attention.scale);
+      }
       Softmax<T> softmax;
       C factor[2];
       softmax.add(p, factor);
@@ -226,9 +232,9 @@ __global__ void __launch_bounds__(kAttentionThreads<T>, kAttentionBlocks<T>)
       for (int i = 0; i < kTileRows<T> / 2; i++) p[i / 4][i % 4] *= softmax.inverse(i % 4 / 2);
       put_scores<T>(shared->p, line, 0, p);
       left.load(shared->grads, line);
-      make_products_of_grads<T, D>(of_p, left, shared->values, mask);
-      // Registers for both p and its gradient are not there beside wide sums: p is then read back, rounded.
-      constexpr bool kReadBack = sizeof(T) == 2 && D > 96;
+      make_products_of_grads<T, D>(of_p, left, shared->values, blocks);
+      // Registers for both p and its gradient are not there beside wide sums: p is then read back, as it was rounded.
+      constexpr bool kReadBack = sizeof(T) == 8 || (sizeof(T) == 2 && D > 96);
       const T* put = &shared->p.lines[line + lane / 4][lane % 4 * 2];
       const auto p_of = [&](int i) -> C {
         return kReadBack ? widen(put[i % 4 / 2 * 8 * ScoreTile<T>::kStride + i / 4 * 8 + i % 2]) : p[i / 4][i % 4];
@@ -246,7 +252,7 @@ __global__ void __launch_bounds__(kAttentionThreads<T>, kAttentionBlocks<T>)
     of.add_values(*shared, line, attention.visible, batch, first, rows, first);
     of.add_keys(*shared, line, attention.visible, batch, first, rows, first);
     __syncthreads();  // all are done with the gradients of the outputs: those of the queries take their place
-    make_query_gradients(shared->grads, shared->of_scores, shared->keys, line, mask.blocks, attention.scale);
+    make_query_gradients(shared->grads, shared->of_scores, shared->keys, line, blocks, attention.scale);
     store_rows(shared->grads, line, gradients.q, gradients.q.at(batch, head), first, width, rows);
     __syncthreads();
   }
@@ -303,7 +309,7 @@ __global__ void __launch_bounds__(kAttentionThreads<T>, kAttentionBlocks<T>)
       left.load(shared->queries, line);
       make_scores<T, D>(p, left, shared->keys, mask, attention.scale);
       left.load(shared->grads, line);
-      make_products_of_grads<T, D>(of_p, left, values, mask);
+      make_products_of_grads<T, D>(of_p, left, values, mask.blocks);
       body(p, of_p, mask.blocks);
       __syncthreads();  // all are done with the keys
     }

@@ -6,9 +6,12 @@
 
 namespace quaver::gpu {
 
-// Rows of a tile, of queries and of keys. Four tiles of float32 or float64 with 64 rows would not fit an SM.
+// Rows of a tile, of queries and of keys. Four tiles of 64 rows of float32 would not fit an SM, nor the scores of 32
+// keys in float64 a thread.
 template <class T>
-constexpr int kTileRows = sizeof(T) == 2 ? 64 : 32;
+constexpr int kTileRows = sizeof(T) == 2   ? 64
+                          : sizeof(T) == 4 ? 32
+                                           : 16;
 constexpr int kBlock = 16;
 template <class T>
 constexpr int kBlocks = kTileRows<T> / kBlock;
@@ -54,6 +57,7 @@ template <class T, int D, class RowOf>
 __device__ void fetch(HeadTile<T, D>& tile, const Heads<const T>& heads, const T* head, int width, int count,
                       RowOf&& row_of) {
   constexpr int kPieces = D / kPiece<T>;
+#pragma unroll 1  // unrolled, its addresses spill beside the sums of wide heads
   for (int i = int(threadIdx.x); i < kTileRows<T> * kPieces; i += kAttentionThreads<T>) {
     const int line = i / kPieces, at = i % kPieces * kPiece<T>;
     const int64_t row = line < count ? row_of(line) : kZeroRow;
@@ -75,6 +79,7 @@ __device__ void store_rows(const HeadTile<T, D>& tile, int line, const Heads<T>&
                            int count) {
   constexpr int kPieces = D / kPiece<T>;
   __syncwarp();
+#pragma unroll 1
   for (int i = int(threadIdx.x) % 32; i < kBlock * kPieces; i += 32) {
     const int of = line + i / kPieces, at = i % kPieces * kPiece<T>;
     const int present = of < count ? min(kPiece<T>, width - at) : 0;
