@@ -75,6 +75,8 @@ class Function:
 
     def slow_square_roots(self) -> int:
         """The subroutines for the square roots of tiny arguments: each scales by 2^64 and has a MUFU.RSQ of its own."""
+        if not self.count("MUFU.RSQ"):
+            return 0  # a subroutine for divisions scales by 2^64 too
         return sum("1.84467440737095516160e+19" in operands for _, operands in self.instructions)
 
 
