@@ -2,6 +2,7 @@
 // both the factors and the weight. And W + Delta, whose tile multiplies the factors scaled on their way to tensor cores.
 #pragma once
 #include "cuda/gemm.cuh"
+#include "cuda/noise.cuh"
 
 namespace quaver::gpu {
 
@@ -201,7 +202,7 @@ __global__ void __launch_bounds__(kSpectralThreads)
 // out [B, N, K] = gain * up diag(c_b) down + weight. A block has a tile of one sample.
 template <class T, class S>
 __global__ void __launch_bounds__(kGemmThreads)
-    delta_kernel(T* out, const T* weight, Gain<compute_t<T>> gain, GroupedOperand<T> up, Operand<T> down,
+    delta_kernel(T* out, Values<T> weight, Gain<compute_t<T>> gain, GroupedOperand<T> up, Operand<T> down,
                  const compute_t<T>* spread) {
   using C = compute_t<T>;
   using Product = Gemm<T, S, false, true>;
@@ -217,19 +218,75 @@ __global__ void __launch_bounds__(kGemmThreads)
     first = multiply(first, gain[row]);
     second = multiply(second, gain[row]);
     const int64_t at = row * down.rows + column;
-    if (weight) {
-      first = add(first, widen(weight[at]));
-      if (has_second) second = add(second, widen(weight[at + 1]));
+    if (weight.data) {
+      first = add(first, weight[at]);
+      if (has_second) second = add(second, weight[at + 1]);
     }
     Target<T>(out, false).store_pair(place.member * up.rows * down.rows + at, first, second, has_second);
   });
 }
 
-// out [B, N, K] = weight + gain * delta, delta's rows at strides.
+// out [B, N, K] = weight + gain * delta, whose rows are at strides and are `whole` groups of 16 bytes or not.
 template <class T>
-struct Rows3 {
+struct StridedRows {
   Values<T> values;
   int64_t member_stride, stride;
 };
+
+template <class V, int G>
+__device__ void load_widened(const void* data, const Part& part, compute_t<V> (&out)[G]) {
+  V values[G];
+  load(static_cast<const V*>(data), part, values);
+#pragma unroll
+  for (int i = 0; i < G; i++) out[i] = widen(values[i]);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kSpectralThreads)
+    add_delta_kernel(T* out, Values<T> weight, StridedRows<T> delta, Gain<compute_t<T>> gain, int64_t members,
+                     int64_t rows, int64_t columns, bool packed) {
+  using C = compute_t<T>;
+  constexpr int G = kGroup<T>;
+  const int64_t groups = (columns + G - 1) / G;
+  for_elements(members * rows * groups, [&](int64_t i) {
+    const int64_t row = i / groups % rows, member = i / groups / rows, column = i % groups * G;
+    Part part = {0, 0, column, columns, packed && column + G <= columns};
+    const auto read = [&](const Values<T>& from, int64_t line, C(&values)[G]) {
+      part.at = line + column;
+      from.wide ? load_widened<C>(from.data, part, values) : load_widened<T>(from.data, part, values);
+    };
+    C of_delta[G], of_weight[G];
+    read(delta.values, member * delta.member_stride + row * delta.stride, of_delta);
+    read(weight, row * columns, of_weight);
+    T sums[G];
+#pragma unroll
+    for (int j = 0; j < G; j++) sums[j] = narrow<T>(add(of_weight[j], multiply(gain[row], of_delta[j])));
+    part.at = (member * rows + row) * columns + column;
+    store(out, part, sums);
+  });
+}
+
+// ---- coefficients --------------------------------------------------------------------------------------------------
+__device__ inline void sine_and_cosine(float x, float* sine, float* cosine) { sincosf(x, sine, cosine); }
+__device__ inline void sine_and_cosine(double x, double* sine, double* cosine) { sincos(x, sine, cosine); }
+
+// out [rows, 2n]: cosines, then sines, of the angles [rows, n] that the blocks of a split depth have left.
+template <class C>
+__global__ void __launch_bounds__(kSpectralThreads) waves_kernel(C* out, Parts<C> angles, int64_t rows, int64_t n) {
+  for_elements(rows * n, [&](int64_t i) {
+    C* to = out + i / n * 2 * n + i % n;
+    sine_and_cosine(total(angles, i, rows * n), to + n, to);
+  });
+}
+
+// out [rows, n]: the gradient of the angles, from that of the coefficients and these themselves.
+template <class C>
+__global__ void __launch_bounds__(kSpectralThreads)
+    angle_gradient_kernel(C* out, const C* grad, const C* coefficients, int64_t rows, int64_t n) {
+  for_elements(rows * n, [&](int64_t i) {
+    const int64_t at = i / n * 2 * n + i % n;
+    out[i] = quaver::add(multiply(grad[at + n], coefficients[at]), -multiply(grad[at], coefficients[at + n]));
+  });
+}
 
 }  // namespace quaver::gpu
