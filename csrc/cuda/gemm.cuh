@@ -30,8 +30,8 @@ struct Operand {
   __device__ const T* address(const T* member, int64_t line, int64_t at) const { return member + line * stride + at; }
 };
 
-// The same with a line in groups of `group` elements, `group_stride` apart: a line of `up` [2n, N, r] is a row of all its
-// factors side by side.
+// The same with a line in groups of `group` elements, `group_stride` apart: a line of `up` [2n, N, r] is a row of all
+// its factors side by side.
 template <class T>
 struct GroupedOperand : Operand<T> {
   uint32_t group;

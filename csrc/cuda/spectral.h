@@ -83,7 +83,8 @@ GroupedOperand<T> by_depth(GroupedOperand<T> from) {
 }
 template <class T>
 GroupedOperand<T> in_one_group(const Operand<T>& from) {
-  return {from, std::max<int64_t>(1, std::max(from.rows, from.depth)), 0};
+  constexpr int64_t kPiece = 16 / sizeof(T);
+  return {from, ceil_div(std::max<int64_t>(1, std::max(from.rows, from.depth)), kPiece) * kPiece, 0};
 }
 
 template <class T>
@@ -227,12 +228,28 @@ void multiply_members(T* out, const T* bias, const Operand<T>& a, const Operand<
   combine<kBByDepth>({out, bias, {nullptr, 0}, {nullptr, 1}}, none, in_one_group(no_columns), a, b, members, like);
 }
 
+// partial [terms, size] to out [size], or to a 0-dim one.
 template <class T>
-void outer(const Outer<T>& result, const Operand<T>& a, const Operand<T>& b, int64_t members, const Tensor& like) {
+void sum_terms(Tensor& out, const Tensor& partial, int64_t terms, int64_t size) {
+  if (out.numel() == 0) return;
+  const bool one = out.dim() == 0;
+  launch(sum_terms_kernel<T>, dim3(one ? 1u : unsigned(ceil_div(size, kCombine))), dim3(kCombine), 0,
+         current_stream(out), target_of<T>(out), input<double>(partial), terms, size, one);
+}
+
+// of_gain: the gradient of the gain, or null.
+template <class T>
+void outer(Outer<T> result, const Operand<T>& a, const Operand<T>& b, int64_t members, const Tensor& like,
+           Tensor* of_gain = nullptr) {
   with_tile<T>(a.rows, b.rows, members, [&](auto shape) {
     using S = decltype(shape);
-    launch(outer_kernel<T, S>, tile_grid<S>(a.rows, b.rows, members), dim3(kGemmThreads),
-           sizeof(typename Gemm<T, S, true, true>::Buffers), current_stream(like), result, a, b);
+    const dim3 grid = tile_grid<S>(a.rows, b.rows, members);
+    const int64_t terms = members * int64_t(grid.y) * 2;
+    Tensor partial = new_empty(like, {of_gain ? terms : 0, a.rows}, ScalarType::Double);
+    if (of_gain) result.of_gain = output<double>(partial);
+    launch(outer_kernel<T, S>, grid, dim3(kGemmThreads), sizeof(typename Gemm<T, S, true, true>::Buffers),
+           current_stream(like), result, a, b);
+    if (of_gain) sum_terms<T>(*of_gain, partial, terms, a.rows);
   });
 }
 
@@ -246,17 +263,49 @@ void plain_outer(Tensor& out, const Tokens& a, const Tokens& b) {
     return;
   }
   const Lines lines = {0, b.columns, 1u << 31, 0};
-  outer<T>({target_of<T>(out), lines, {nullptr, 0}, {nullptr, false}, lines, nullptr},
-           by_depth(as_matrix(a).all<T>()), by_depth(as_matrix(b).all<T>()), 1, a.tensor);
+  outer<T>({target_of<T>(out), lines, {nullptr, 0}, {nullptr, false}, lines, nullptr}, by_depth(as_matrix(a).all<T>()),
+           by_depth(as_matrix(b).all<T>()), 1, a.tensor);
 }
 
-// partial [terms, size] to out [size], or to a 0-dim one.
-template <class T>
-void sum_terms(Tensor& out, const Tensor& partial, int64_t terms, int64_t size) {
+template <class C>
+void sum_parts(Tensor& out, const C* parts, const Summed& shape) {
   if (out.numel() == 0) return;
-  const bool one = out.dim() == 0;
-  launch(sum_terms_kernel<T>, dim3(one ? 1u : unsigned(ceil_div(size, kCombine))), dim3(kCombine), 0,
-         current_stream(out), target_of<T>(out), input<double>(partial), terms, size, one);
+  const auto stream = current_stream(out);
+  if (shape.length > 1 || shape.sample_stride > 1) {
+    const int64_t blocks = ceil_div(shape.samples * shape.factors, kSpectralThreads / kWarp);
+    return launch(sum_parts_kernel<C>, dim3(unsigned(blocks)), dim3(kSpectralThreads), 0, stream, output<C>(out), parts,
+                  shape);
+  }
+  const dim3 grid(unsigned(ceil_div(shape.samples, kWarp)), unsigned(ceil_div(shape.factors, kWarp)));
+  launch(turn_parts_kernel<C>, grid, dim3(kSpectralThreads), 0, stream, output<C>(out), parts, shape);
+}
+
+// q = (gain * grad) up and what is made of it; of_coefficients: their gradient, or null.
+template <class T>
+void projected_gradient(ProjectedGradient<T> result, const Operand<T>& grad, const GroupedOperand<T>& up,
+                        const Gain<compute_t<T>>& gain, Tensor* of_coefficients, const Tensor& like) {
+  using C = compute_t<T>;
+  const auto& coefficients = result.coefficients;
+  with_tile<T>(grad.rows, up.rows, 1, [&](auto shape) {
+    using S = decltype(shape);
+    const int64_t slots = of_coefficients ? product_slots(coefficients.rank, S::kColumns) : 0;
+    const int64_t of_slot = coefficients.factors * grad.rows;
+    Tensor products = new_empty(like, {slots * of_slot}, compute_dtype(like.scalar_type()));
+    if (of_coefficients) result.products = output<C>(products);
+    launch(projected_gradient_kernel<T, S>, tile_grid<S>(grad.rows, up.rows, 1), dim3(kGemmThreads),
+           sizeof(ProjectedShared<T, S>), current_stream(like), result, grad, up, gain);
+    if (!of_coefficients) return;
+    const Summed summed = {grad.rows / coefficients.rows,
+                           coefficients.factors,
+                           coefficients.rows,
+                           grad.rows,
+                           slots,
+                           of_slot,
+                           coefficients.rows,
+                           coefficients.rank,
+                           uint32_t(S::kColumns)};
+    sum_parts(*of_coefficients, input<C>(products), summed);
+  });
 }
 
 // The sums of the columns of grad.

@@ -24,7 +24,7 @@ __device__ void load_pair(const T* from, int64_t at, bool has_second, compute_t<
 template <class T>
 struct ProjectedGradient {
   using C = compute_t<T>;
-  const T* plain;  // null: neither `scaled` nor `products` is asked for
+  const T* plain;        // null: neither `scaled` nor `products` is asked for
   T *scaled, *gradient;  // c * plain and c * q; null: not asked for
   C* products;           // [slots, factors, rows]: sums of plain * q over a factor's columns of a tile; null: as above
   Coefficients<C> coefficients;
@@ -33,8 +33,8 @@ struct ProjectedGradient {
 // The slots of a factor's sums: tiles of `columns` that its columns can lie in.
 inline int64_t product_slots(int64_t rank, int64_t columns) { return (rank + columns - 2) / columns + 1; }
 
-// Shared memory: first the tiles of a product, then the products of its results with `plain`, in pairs. They are written
-// by quads of lanes and read by a lane for a row: `slot` keeps both out of each other's banks.
+// Shared memory: first the tiles of a product, then the products of its results with `plain`, in pairs. They are
+// written by quads of lanes and read by a lane for a row: `slot` keeps both out of each other's banks.
 template <class T, class S>
 union ProjectedShared {
   struct alignas(2 * sizeof(compute_t<T>)) Pair {
@@ -66,15 +66,15 @@ __global__ void __launch_bounds__(kGemmThreads)
     const C of_first = result.coefficients.at(row, column);
     const C of_second = has_second ? result.coefficients.at(row, column + 1) : C(0);
     if (result.gradient) {
-      Target<T>(result.gradient, false).store_pair(at, multiply(of_first, first), multiply(of_second, second),
-                                                   has_second);
+      Target<T>(result.gradient, false)
+          .store_pair(at, multiply(of_first, first), multiply(of_second, second), has_second);
     }
     if (!result.plain) return;
     C plain_first, plain_second;
     load_pair(result.plain, at, has_second, plain_first, plain_second);
     if (result.scaled) {
-      Target<T>(result.scaled, false).store_pair(at, multiply(of_first, plain_first),
-                                                 multiply(of_second, plain_second), has_second);
+      Target<T>(result.scaled, false)
+          .store_pair(at, multiply(of_first, plain_first), multiply(of_second, plain_second), has_second);
     }
     shared->pairs[row_][Shared::slot(row_, column_ / 2)] = {multiply(plain_first, first),
                                                             multiply(plain_second, second)};
@@ -223,8 +223,8 @@ struct UpGradient {
   using C = compute_t<T>;
   Target<T> out;  // [2n, N, r]; of data null: not asked for
   Values<T> up;
-  Lines lines;      // of both
-  double* of_gain;  // as Outer's, of up * sum_b c_b P_b; or null
+  Lines lines;         // of both
+  double* of_gain;     // as Outer's, of up * sum_b c_b P_b; or null
   C* of_coefficients;  // [B, tiles of rows * 2, R]: the sums of gain * up * P_b over rows; or null
   Gain<C> gain;
   Coefficients<C> coefficients;
@@ -340,8 +340,8 @@ __global__ void __launch_bounds__(kSpectralThreads) sum_parts_kernel(C* out, con
   if (threadIdx.x % kWarp == 0) out[number] = C(sum);
 }
 
-// The same where each token is a sample, from [slots, factors, rows] to [rows, factors]: by way of shared memory, so that
-// both are read and written in lines.
+// The same where each token is a sample, from [slots, factors, rows] to [rows, factors]: by way of shared memory, so
+// that both are read and written in lines.
 template <class C>
 __global__ void __launch_bounds__(kSpectralThreads) turn_parts_kernel(C* out, const C* parts, Summed shape) {
   __shared__ C turned[kWarp][kWarp + 1];

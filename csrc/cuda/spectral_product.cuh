@@ -1,5 +1,6 @@
 // Products of spectral_linear by tokens: x to the factors, scaled as it leaves the registers, then one tile of sums for
-// both the factors and the weight. And W + Delta, whose tile multiplies the factors scaled on their way to tensor cores.
+// both the factors and the weight. And W + Delta, whose tile multiplies the factors scaled on their way to tensor
+// cores.
 #pragma once
 #include "cuda/gemm.cuh"
 #include "cuda/noise.cuh"
@@ -11,7 +12,7 @@ constexpr int kSpectralThreads = 256;  // of kernels without tiles
 // c of a row and of a column of the factors, whose columns are `rank` to a factor.
 template <class C>
 struct Coefficients {
-  const C* values;  // [.., factors]; null: 1
+  const C* values;        // [.., factors]; null: 1
   int64_t factors, rows;  // rows: that share theirs
   uint32_t rank;
 
@@ -112,7 +113,7 @@ __global__ void __launch_bounds__(kGemmThreads) project_kernel(Projected<T> resu
 template <class T>
 struct Combined {
   T* out;
-  const T* bias;  // null, or [columns]
+  const T* bias;            // null, or [columns]
   Gain<compute_t<T>> gain;  // of the first product
   Parts<compute_t<T>> parts;
 };
