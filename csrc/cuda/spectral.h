@@ -225,7 +225,8 @@ void multiply_members(T* out, const T* bias, const Operand<T>& a, const Operand<
                       const Tensor& like) {
   Operand<T> none = a, no_columns = b;
   none.depth = no_columns.depth = 0;
-  combine<kBByDepth>({out, bias, {nullptr, 0}, {nullptr, 1}}, none, in_one_group(no_columns), a, b, members, like);
+  combine<kBByDepth>({{out, false}, bias, {nullptr, 0}, {nullptr, 1}}, none, in_one_group(no_columns), a, b, members,
+                     like);
 }
 
 // partial [terms, size] to out [size], or to a 0-dim one.
@@ -271,7 +272,7 @@ template <class C>
 void sum_parts(Tensor& out, const C* parts, const Summed& shape) {
   if (out.numel() == 0) return;
   const auto stream = current_stream(out);
-  if (shape.length > 1 || shape.sample_stride > 1) {
+  if (shape.length != 1 || shape.sample_stride != 1) {
     const int64_t blocks = ceil_div(shape.samples * shape.factors, kSpectralThreads / kWarp);
     return launch(sum_parts_kernel<C>, dim3(unsigned(blocks)), dim3(kSpectralThreads), 0, stream, output<C>(out), parts,
                   shape);
@@ -295,15 +296,16 @@ void projected_gradient(ProjectedGradient<T> result, const Operand<T>& grad, con
     launch(projected_gradient_kernel<T, S>, tile_grid<S>(grad.rows, up.rows, 1), dim3(kGemmThreads),
            sizeof(ProjectedShared<T, S>), current_stream(like), result, grad, up, gain);
     if (!of_coefficients) return;
-    const Summed summed = {grad.rows / coefficients.rows,
+    // Without columns nothing is written: then there is nothing to add.
+    const Summed summed = {of_coefficients->numel() / std::max<int64_t>(1, coefficients.factors),
                            coefficients.factors,
                            coefficients.rows,
                            grad.rows,
-                           slots,
+                           0,
                            of_slot,
                            coefficients.rows,
                            coefficients.rank,
-                           uint32_t(S::kColumns)};
+                           up.rows > 0 ? uint32_t(S::kColumns) : 0};
     sum_parts(*of_coefficients, input<C>(products), summed);
   });
 }

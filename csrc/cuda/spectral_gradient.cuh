@@ -24,9 +24,9 @@ __device__ void load_pair(const T* from, int64_t at, bool has_second, compute_t<
 template <class T>
 struct ProjectedGradient {
   using C = compute_t<T>;
-  const T* plain;        // null: neither `scaled` nor `products` is asked for
-  T *scaled, *gradient;  // c * plain and c * q; null: not asked for
-  C* products;           // [slots, factors, rows]: sums of plain * q over a factor's columns of a tile; null: as above
+  const T* plain;              // null: neither `scaled` nor `products` is asked for
+  Target<T> scaled, gradient;  // c * plain and c * q; of data null: not asked for
+  C* products;  // [slots, factors, rows]: sums of plain * q over a factor's columns of a tile; null: as above
   Coefficients<C> coefficients;
 };
 
@@ -65,16 +65,14 @@ __global__ void __launch_bounds__(kGemmThreads)
     const bool has_second = column + 1 < columns;
     const C of_first = result.coefficients.at(row, column);
     const C of_second = has_second ? result.coefficients.at(row, column + 1) : C(0);
-    if (result.gradient) {
-      Target<T>(result.gradient, false)
-          .store_pair(at, multiply(of_first, first), multiply(of_second, second), has_second);
+    if (result.gradient.data) {
+      result.gradient.store_pair(at, multiply(of_first, first), multiply(of_second, second), has_second);
     }
     if (!result.plain) return;
     C plain_first, plain_second;
     load_pair(result.plain, at, has_second, plain_first, plain_second);
-    if (result.scaled) {
-      Target<T>(result.scaled, false)
-          .store_pair(at, multiply(of_first, plain_first), multiply(of_second, plain_second), has_second);
+    if (result.scaled.data) {
+      result.scaled.store_pair(at, multiply(of_first, plain_first), multiply(of_second, plain_second), has_second);
     }
     shared->pairs[row_][Shared::slot(row_, column_ / 2)] = {multiply(plain_first, first),
                                                             multiply(plain_second, second)};

@@ -1,14 +1,16 @@
 // torch.ops.quaver.spectral_coefficients, spectral_linear, spectral_delta, delta_linear and their gradients on CUDA.
 // Schemas: kernels/spectral_linear/schemas.py.
-#include "cuda/spectral.h"
+#include "cuda/spectral_delta.h"
 
 namespace {
 
 using namespace quaver;
+using gpu::coefficients_of;
+using gpu::FactorGradients;
 using gpu::FactorOperands;
 using gpu::Factors;
-using gpu::Gain;
-using gpu::Operand;
+using gpu::Linear;
+using gpu::matrix_of;
 using gpu::Tokens;
 using torch::stable::contiguous;
 using torch::stable::new_empty;
@@ -25,63 +27,12 @@ Tensor gradient_of(const OptionalTensor& x, const Tensor& other, bool needed) {
   return x ? gradient_of(*x, needed) : new_empty(other, {0});
 }
 
-// [B, 2n], or [B, T, 2n] by tokens.
 template <class T>
-gpu::Coefficients<compute_t<T>> coefficients_of(const Tensor& contiguous_, const Factors& factors, int64_t length) {
-  const int64_t rows = contiguous_.dim() == 3 ? 1 : std::max<int64_t>(1, length);
-  return {gpu::input<compute_t<T>>(contiguous_), factors.factors, rows, factors.divisor()};
+gpu::Target<T> asked(Tensor& to, bool needed) {
+  return needed ? gpu::target_of<T>(to) : gpu::Target<T>(nullptr, false);
 }
-
-template <class T>
-Operand<T> matrix_of(const Tensor& x, int64_t rows, int64_t columns, int64_t member_stride = 0) {
-  return {gpu::input<T>(x), columns, member_stride, rows, columns};
-}
-
-// What the linear ops know of their arguments.
-template <class T>
-struct Linear {
-  using C = compute_t<T>;
-  Tokens x;
-  Tensor weight_;
-  OptionalTensor bias_, gain_;
-  Operand<T> weight;
-  Gain<C> gain;
-
-  Linear(const Tensor& x_, const Tensor& weight_in, const OptionalTensor& bias, const OptionalTensor& gain_in)
-      : x(x_),
-        weight_(gpu::in_dtype(weight_in, x_.scalar_type())),
-        weight(matrix_of<T>(weight_, weight_in.size(0), weight_in.size(1))),
-        gain(gpu::gain_of<T>(gain_in, gain_)) {
-    if (bias) bias_ = gpu::in_dtype(*bias, x_.scalar_type());
-    STD_TORCH_CHECK(weight_in.size(1) == x.columns, "quaver: x does not fit the weight");
-    gpu::check_same_device(weight_, x_);
-  }
-
-  const T* bias() const { return bias_ ? gpu::input<T>(*bias_) : nullptr; }
-  int64_t outputs() const { return weight.rows; }
-  // Of [B, N, K].
-  Operand<T> effective(const Tensor& of) const { return matrix_of<T>(of, outputs(), x.columns, outputs() * x.columns); }
-};
 
 // ---- Delta ---------------------------------------------------------------------------------------------------------
-// out [B, N, K] = gain * up diag(c_b) down, added to the weight if there is one.
-template <class T>
-void make_delta(Tensor& out, const Factors& factors, const FactorOperands<T>& of, const Tensor& coefficients,
-                const Gain<compute_t<T>>& gain, const gpu::Values<T>& weight) {
-  using C = compute_t<T>;
-  const int64_t samples = coefficients.size(0), size = samples * factors.columns();
-  Tensor spread = new_empty(coefficients, {size});
-  gpu::launch(gpu::spread_kernel<C>, gpu::element_grid(size), dim3(gpu::kSpectralThreads), 0, gpu::current_stream(out),
-              gpu::output<C>(spread), gpu::input<C>(coefficients), size, factors.divisor());
-  gpu::with_tile<T>(factors.outputs, factors.inputs, samples, [&](auto shape) {
-    using S = decltype(shape);
-    gpu::launch(gpu::delta_kernel<T, S>, gpu::tile_grid<S>(factors.outputs, factors.inputs, samples),
-                dim3(gpu::kGemmThreads), sizeof(typename gpu::Gemm<T, S, false, true>::Buffers),
-                gpu::current_stream(out), gpu::output<T>(out), weight, gain, of.up, gpu::by_depth(of.down),
-                gpu::input<C>(spread));
-  });
-}
-
 Tensor spectral_delta(const Tensor& down, const Tensor& up, const Tensor& coefficients_, OptionalTensor gain_) {
   const gpu::DeviceGuard guard(down.get_device_index());
   const Factors factors(down, up);
@@ -92,49 +43,9 @@ Tensor spectral_delta(const Tensor& down, const Tensor& up, const Tensor& coeffi
     using T = decltype(element);
     OptionalTensor kept;
     const auto gain = gpu::gain_of<T>(gain_, kept);
-    make_delta<T>(out, factors, {factors, down.scalar_type()}, coefficients, gain, {nullptr, false});
+    gpu::make_delta<T>(out, factors, {factors, down.scalar_type()}, coefficients, gain, {nullptr, false});
   });
   return out;
-}
-
-// Where the gradients of the factors, the coefficients and the gain go; null: not asked for.
-struct FactorGradients {
-  Tensor *down, *up, *coefficients, *gain;
-};
-
-// From the gradient of W + Delta, [B, N, K] of T.
-template <class T>
-void factor_gradients(const FactorGradients& out, const Tensor& grad_, const Factors& factors,
-                      const FactorOperands<T>& of, const Tensor& coefficients_, const Gain<compute_t<T>>& gain) {
-  using C = compute_t<T>;
-  using S = gpu::SmallTile;
-  const int64_t samples = grad_.size(0), outputs = factors.outputs, columns = factors.columns();
-  const auto coefficients = coefficients_of<T>(coefficients_, factors, 1);
-  const auto grad = matrix_of<T>(grad_, outputs, factors.inputs, outputs * factors.inputs);
-  const auto stream = gpu::current_stream(grad_);
-  if (out.up || out.coefficients || out.gain) {
-    const dim3 grid = gpu::tile_grid<S>(outputs, columns, 1);
-    const int64_t of_rows = int64_t(grid.x) * 2, of_columns = int64_t(grid.y) * 2;
-    Tensor for_gain = new_empty(grad_, {out.gain ? of_columns * outputs : 0}, ScalarType::Double);
-    Tensor for_coefficients = new_empty(coefficients_, {out.coefficients ? samples * of_rows * columns : 0});
-    gpu::UpGradient<T> result = {
-        {nullptr, false}, gpu::values_of<T>(factors.up), factors.lines(), nullptr, nullptr, gain, coefficients};
-    if (out.up) result.out = gpu::target_of<T>(*out.up);
-    if (out.gain) result.of_gain = gpu::output<double>(for_gain);
-    if (out.coefficients) result.of_coefficients = gpu::output<C>(for_coefficients);
-    gpu::launch(gpu::up_gradient_kernel<T, S>, grid, dim3(gpu::kGemmThreads),
-                sizeof(typename gpu::Gemm<T, S, false, false>::Buffers), stream, result, grad, of.down, samples);
-    if (out.gain) gpu::sum_terms<T>(*out.gain, for_gain, of_columns, outputs);
-    if (out.coefficients) {
-      gpu::sum_parts(*out.coefficients, gpu::input<C>(for_coefficients),
-                     {samples, factors.factors, of_rows * columns, factors.rank, of_rows, columns, factors.rank, 1, 0});
-    }
-  }
-  if (out.down) {
-    gpu::launch(gpu::down_gradient_kernel<T, S>, gpu::tile_grid<S>(columns, factors.inputs, 1), dim3(gpu::kGemmThreads),
-                sizeof(typename gpu::Gemm<T, S, true, true>::Buffers), stream, gpu::target_of<T>(*out.down),
-                gpu::by_depth(of.up), gpu::by_depth(grad), gain, coefficients, samples);
-  }
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> spectral_delta_backward(const Tensor& grad, const Tensor& down,
@@ -150,10 +61,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> spectral_delta_backward(const Tensor&
     using T = decltype(element);
     OptionalTensor kept;
     const auto gain = gpu::gain_of<T>(gain_, kept);
-    factor_gradients<T>({need_down ? &of_down : nullptr, need_up ? &of_up : nullptr,
-                         need_coefficients ? &of_coefficients : nullptr, need_gain && gain_ ? &of_gain : nullptr},
-                        gpu::in_dtype(grad, down.scalar_type()), factors, {factors, down.scalar_type()}, coefficients,
-                        gain);
+    gpu::factor_gradients<T>({need_down ? &of_down : nullptr, need_up ? &of_up : nullptr,
+                              need_coefficients ? &of_coefficients : nullptr, need_gain && gain_ ? &of_gain : nullptr},
+                             gpu::in_dtype(grad, down.scalar_type()), factors, {factors, down.scalar_type()},
+                             coefficients, gain);
   });
   return {of_down, of_up, of_coefficients, of_gain};
 }
@@ -179,18 +90,18 @@ std::tuple<Tensor, Tensor> spectral_linear(const Tensor& x_, const Tensor& weigh
     const FactorOperands<T> of(factors, dtype);
     if (by_delta) {
       Tensor effective = keep ? kept : new_empty(x_, {batch, outputs, factors.inputs});
-      make_delta<T>(effective, factors, of, coefficients, linear.gain, gpu::values_of<T>(linear.weight_));
+      gpu::make_delta<T>(effective, factors, of, coefficients, linear.gain, gpu::values_of<T>(linear.weight_));
       return gpu::multiply_members<false>(gpu::output<T>(out), linear.bias(), linear.x.template samples<T>(),
                                           linear.effective(effective), batch, x_);
     }
     const Tokens x = gpu::as_matrix(linear.x);
     Tensor scaled = new_empty(x_, {x.rows(), columns});
-    gpu::project<T>({keep ? gpu::output<T>(kept) : nullptr,
-                     gpu::output<T>(scaled),
+    gpu::project<T>({asked<T>(kept, keep),
+                     gpu::target_of<T>(scaled),
                      coefficients_of<T>(coefficients, factors, length),
                      {nullptr, 1}},
                     x.all<T>(), of.down, x_);
-    gpu::combine<false>({gpu::output<T>(out), linear.bias(), linear.gain, {nullptr, 1}},
+    gpu::combine<false>({gpu::target_of<T>(out), linear.bias(), linear.gain, {nullptr, 1}},
                         matrix_of<T>(scaled, x.rows(), columns), of.up, x.all<T>(), linear.weight, 1, x_);
   });
   return {out, kept};
@@ -219,16 +130,16 @@ void gradients_by_tokens(const LinearGradients& out, const Tokens& grad_, const 
     Tensor plain =
         projected ? contiguous(*projected) : new_empty(like, {for_up || for_coefficients ? rows : 0, columns});
     if (!projected && (for_up || for_coefficients)) {
-      gpu::project<T>({gpu::output<T>(plain), nullptr, coefficients, {nullptr, 1}}, x.all<T>(), of.down, like);
+      gpu::project<T>({gpu::target_of<T>(plain), {nullptr, false}, coefficients, {nullptr, 1}}, x.all<T>(), of.down,
+                      like);
     }
-    gpu::projected_gradient<T>(
-        {for_up || for_coefficients ? gpu::input<T>(plain) : nullptr, for_up ? gpu::output<T>(scaled) : nullptr,
-         of_projected ? gpu::output<T>(gradient) : nullptr, nullptr, coefficients},
-        grad.all<T>(), gpu::by_depth(of.up), linear.gain, out.factors.coefficients, like);
+    gpu::projected_gradient<T>({for_up || for_coefficients ? gpu::input<T>(plain) : nullptr, asked<T>(scaled, for_up),
+                                asked<T>(gradient, of_projected), nullptr, coefficients},
+                               grad.all<T>(), gpu::by_depth(of.up), linear.gain, out.factors.coefficients, like);
   }
   if (out.x) {
     const auto none = gpu::Gain<C>{nullptr, 0};
-    gpu::combine<true>({gpu::output<T>(*out.x), nullptr, none, {nullptr, 1}}, matrix_of<T>(gradient, rows, columns),
+    gpu::combine<true>({gpu::target_of<T>(*out.x), nullptr, none, {nullptr, 1}}, matrix_of<T>(gradient, rows, columns),
                        gpu::in_one_group(gpu::by_depth(of.down)), grad.all<T>(), gpu::by_depth(linear.weight), 1, like);
   }
   if (for_up) {
@@ -252,7 +163,7 @@ void gradients_by_delta(const LinearGradients& out, const Tokens& grad, const Li
   if (out.x) {
     Tensor effective = effective_ ? contiguous(*effective_) : new_empty(like, sizes);
     if (!effective_) {
-      make_delta<T>(effective, factors, of, coefficients, linear.gain, gpu::values_of<T>(linear.weight_));
+      gpu::make_delta<T>(effective, factors, of, coefficients, linear.gain, gpu::values_of<T>(linear.weight_));
     }
     gpu::multiply_members<true>(gpu::output<T>(*out.x), static_cast<const T*>(nullptr), grad.samples<T>(),
                                 gpu::by_depth(linear.effective(effective)), x.batch, like);
@@ -263,7 +174,7 @@ void gradients_by_delta(const LinearGradients& out, const Tokens& grad, const Li
   const gpu::Lines lines = {factors.outputs * factors.inputs, factors.inputs, 1u << 31, 0};
   gpu::outer<T>({gpu::target_of<T>(of_delta), lines, {nullptr, 0}, {nullptr, false}, lines, nullptr},
                 gpu::by_depth(grad.samples<T>()), gpu::by_depth(x.samples<T>()), x.batch, like);
-  factor_gradients<T>(factor, of_delta, factors, of, coefficients, linear.gain);
+  gpu::factor_gradients<T>(factor, of_delta, factors, of, coefficients, linear.gain);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> spectral_linear_backward(
@@ -284,10 +195,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> spectral_line
     using T = decltype(element);
     const Linear<T> linear(x_, weight, bias, gain);
     const FactorOperands<T> of(factors, dtype);
-    const auto asked = [](bool needed, Tensor& to) { return needed ? &to : nullptr; };
-    const LinearGradients out = {asked(need_x, of_x),
-                                 {asked(need_down, of_down), asked(need_up, of_up),
-                                  asked(need_coefficients, of_coefficients), asked(need_gain && gain, of_gain)}};
+    const auto where = [](bool needed, Tensor& to) { return needed ? &to : nullptr; };
+    const LinearGradients out = {where(need_x, of_x),
+                                 {where(need_down, of_down), where(need_up, of_up),
+                                  where(need_coefficients, of_coefficients), where(need_gain && gain, of_gain)}};
     if (by_delta) {
       gradients_by_delta<T>(out, grad, linear, factors, of, coefficients, effective);
     } else {
@@ -300,24 +211,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> spectral_line
 }
 
 // ---- delta_linear --------------------------------------------------------------------------------------------------
-// W + gain * delta, [B, N, K].
-template <class T>
-Tensor add_delta(const Linear<T>& linear, const Tokens& delta, const Tensor& weight_) {
-  const Tensor weight = contiguous(weight_);
-  const int64_t batch = linear.x.batch, outputs = linear.outputs(), inputs = linear.x.columns;
-  constexpr int64_t kGroup = gpu::kGroup<T>;
-  Tensor out = new_empty(linear.x.tensor, {batch, outputs, inputs});
-  const gpu::StridedRows<T> rows = {gpu::values_of<T>(delta.tensor), delta.sample_stride, delta.stride};
-  const auto aligned = [](const Tensor& x) { return reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0; };
-  const bool packed = inputs % kGroup == 0 && rows.stride % kGroup == 0 && rows.member_stride % kGroup == 0 &&
-                      aligned(delta.tensor) && aligned(weight) && aligned(out);
-  const int64_t size = batch * outputs * gpu::ceil_div(inputs, kGroup);
-  gpu::launch(gpu::add_delta_kernel<T>, gpu::element_grid(size), dim3(gpu::kSpectralThreads), 0,
-              gpu::current_stream(out), gpu::output<T>(out), gpu::values_of<T>(weight), rows, linear.gain, batch,
-              outputs, inputs, packed);
-  return out;
-}
-
 Tensor delta_linear(const Tensor& x_, const Tensor& weight, OptionalTensor bias, const Tensor& delta_,
                     OptionalTensor gain) {
   const gpu::DeviceGuard guard(x_.get_device_index());
@@ -328,13 +221,13 @@ Tensor delta_linear(const Tensor& x_, const Tensor& weight, OptionalTensor bias,
     const Linear<T> linear(x_, weight, bias, gain);
     const Tokens& x = linear.x;
     if (x.length > kTokensBesideDelta) {
-      const Tensor effective = add_delta<T>(linear, Tokens(delta_), weight);
+      const Tensor effective = gpu::add_delta<T>(linear, Tokens(delta_), weight);
       return gpu::multiply_members<false>(gpu::output<T>(out), linear.bias(), x.samples<T>(),
                                           linear.effective(effective), x.batch, x_);
     }
     const bool wide = delta_.scalar_type() != x_.scalar_type();
     const Tokens delta(wide ? gpu::in_dtype(delta_, x_.scalar_type()) : delta_);
-    gpu::combine<false>({gpu::output<T>(out), linear.bias(), linear.gain, {nullptr, 1}}, x.samples<T>(),
+    gpu::combine<false>({gpu::target_of<T>(out), linear.bias(), linear.gain, {nullptr, 1}}, x.samples<T>(),
                         gpu::in_one_group(delta.samples<T>()), x.samples<T>(), linear.weight, x.batch, x_);
   });
   return out;
@@ -356,7 +249,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> delta_linear_backward(const T
     const Tokens& x = linear.x;
     const Tokens delta(delta_);
     if (need_x) {
-      const Tensor effective = add_delta<T>(linear, delta, weight);
+      const Tensor effective = gpu::add_delta<T>(linear, delta, weight);
       gpu::multiply_members<true>(gpu::output<T>(of_x), static_cast<const T*>(nullptr), grad.samples<T>(),
                                   gpu::by_depth(linear.effective(effective)), x.batch, x_);
     }
@@ -398,10 +291,11 @@ Tensor spectral_coefficients(const Tensor& theta_, const Tensor& directions_) {
     const auto x = matrix_of<C>(theta, rows, depth);
     const int64_t splits = gpu::splits_of<S>(rows, n, 1, Product::steps(x));
     Tensor angles = new_empty(theta, {splits, rows, n});
-    gpu::launch(gpu::project_kernel<C, S>, gpu::tile_grid<S>(rows, n, 1, splits), dim3(gpu::kGemmThreads),
-                sizeof(typename Product::Buffers), gpu::current_stream(theta),
-                gpu::Projected<C>{nullptr, nullptr, {nullptr, 0, 1, 1}, {gpu::output<C>(angles), splits}}, x,
-                matrix_of<C>(directions, n, depth));
+    gpu::launch(
+        gpu::project_kernel<C, S>, gpu::tile_grid<S>(rows, n, 1, splits), dim3(gpu::kGemmThreads),
+        sizeof(typename Product::Buffers), gpu::current_stream(theta),
+        gpu::Projected<C>{{nullptr, false}, {nullptr, false}, {nullptr, 0, 1, 1}, {gpu::output<C>(angles), splits}}, x,
+        matrix_of<C>(directions, n, depth));
     const gpu::Parts<C> parts = {const_cast<C*>(gpu::input<C>(angles)), splits};
     gpu::launch(gpu::waves_kernel<C>, gpu::element_grid(rows * n), dim3(gpu::kSpectralThreads), 0,
                 gpu::current_stream(theta), gpu::output<C>(out), parts, rows, n);

@@ -28,7 +28,7 @@ struct Gain {
   int64_t stride;
 
   __device__ C operator[](int64_t n) const { return values ? values[n * stride] : C(1); }
-  DepthFactors<C> along_depth(int64_t depth) const { return {values, stride, depth}; }
+  __device__ DepthFactors<C> along_depth(int64_t depth) const { return {values, stride, depth}; }
 };
 
 // The steps that a block of one of `splits` takes of `steps`.
@@ -73,18 +73,18 @@ __device__ void store_part(C* to, int64_t at, C first, C second, bool has_second
 // Where x down^T goes, [rows, R]: as it is, and times the coefficients.
 template <class T>
 struct Projected {
-  T *plain, *scaled;  // null: not asked for
+  Target<T> plain, scaled;  // of data null: not asked for
   Coefficients<compute_t<T>> coefficients;
   Parts<compute_t<T>> parts;
 
   __device__ void store(int64_t row, int64_t column, int64_t columns, compute_t<T> first, compute_t<T> second,
                         bool has_second) const {
     const int64_t at = row * columns + column;
-    if (plain) Target<T>(plain, false).store_pair(at, first, second, has_second);
-    if (!scaled) return;
+    if (plain.data) plain.store_pair(at, first, second, has_second);
+    if (!scaled.data) return;
     first = multiply(first, coefficients.at(row, column));
     if (has_second) second = multiply(second, coefficients.at(row, column + 1));
-    Target<T>(scaled, false).store_pair(at, first, second, has_second);
+    scaled.store_pair(at, first, second, has_second);
   }
 };
 
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kGemmThreads) project_kernel(Projected<T> resu
 // ---- the factors' part, then the weight's --------------------------------------------------------------------------
 template <class T>
 struct Combined {
-  T* out;
+  Target<T> out;
   const T* bias;            // null, or [columns]
   Gain<compute_t<T>> gain;  // of the first product
   Parts<compute_t<T>> parts;
@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(kGemmThreads)
       first = add(first, widen(result.bias[column]));
       if (has_second) second = add(second, widen(result.bias[column + 1]));
     }
-    Target<T>(result.out, false).store_pair(at, first, second, has_second);
+    result.out.store_pair(at, first, second, has_second);
   });
 }
 
@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(kSpectralThreads)
   for_elements(size, [&](int64_t i) {
     compute_t<T> sum = total(result.parts, i, size);
     if (result.bias) sum = add(sum, widen(result.bias[i % columns]));
-    result.out[i] = narrow<T>(sum);
+    result.out.store(i, sum);
   });
 }
 
@@ -203,7 +203,7 @@ __global__ void __launch_bounds__(kSpectralThreads)
 // out [B, N, K] = gain * up diag(c_b) down + weight. A block has a tile of one sample.
 template <class T, class S>
 __global__ void __launch_bounds__(kGemmThreads)
-    delta_kernel(T* out, Values<T> weight, Gain<compute_t<T>> gain, GroupedOperand<T> up, Operand<T> down,
+    delta_kernel(Target<T> out, Values<T> weight, Gain<compute_t<T>> gain, GroupedOperand<T> up, Operand<T> down,
                  const compute_t<T>* spread) {
   using C = compute_t<T>;
   using Product = Gemm<T, S, false, true>;
@@ -223,7 +223,7 @@ __global__ void __launch_bounds__(kGemmThreads)
       first = add(first, weight[at]);
       if (has_second) second = add(second, weight[at + 1]);
     }
-    Target<T>(out, false).store_pair(place.member * up.rows * down.rows + at, first, second, has_second);
+    out.store_pair(place.member * up.rows * down.rows + at, first, second, has_second);
   });
 }
 
