@@ -129,8 +129,13 @@ struct Sums {
   // Calls body(row, column, first, second) for each pair; row and column within the tile.
   template <class Body>
   __device__ void for_pairs(Body&& body) {
-    const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
-    const int row = warp % 2 * 16 * S::kI + lane / 4, column = warp / 2 * 8 * S::kJ + lane % 4 * 2;
+    for_places([&](int, int, int row, int column, C& first, C& second) { body(row, column, first, second); });
+  }
+
+  // The same with the number of this thread's row and of its pair of columns before them.
+  template <class Body>
+  __device__ void for_places(Body&& body) {
+    const int row = first_row(), column = first_column();
 #pragma unroll
     for (int i = 0; i < S::kI; i++) {
 #pragma unroll
@@ -138,11 +143,15 @@ struct Sums {
 #pragma unroll
         for (int j = 0; j < S::kJ; j++) {
           C(&value)[4] = values[i][j];
-          body(row + 16 * i + 8 * half, column + 8 * j, value[2 * half], value[2 * half + 1]);
+          body(2 * i + half, j, row + 16 * i + 8 * half, column + 8 * j, value[2 * half], value[2 * half + 1]);
         }
       }
     }
   }
+
+  // This thread's first row and first column.
+  __device__ static int first_row() { return int(threadIdx.x) / 32 % 2 * 16 * S::kI + int(threadIdx.x) % 32 / 4; }
+  __device__ static int first_column() { return int(threadIdx.x) / 64 * 8 * S::kJ + int(threadIdx.x) % 4 * 2; }
 };
 
 // What the first operand is multiplied by along the depth, as it leaves shared memory: nothing, or a value each.

@@ -296,7 +296,8 @@ void projected_gradient(ProjectedGradient<T> result, const Operand<T>& grad, con
     launch(projected_gradient_kernel<T, S>, tile_grid<S>(grad.rows, up.rows, 1), dim3(kGemmThreads),
            sizeof(ProjectedShared<T, S>), current_stream(like), result, grad, up, gain);
     if (!of_coefficients) return;
-    // Without columns nothing is written: then there is nothing to add.
+    // Without rows or columns nothing is written: then there is nothing to add.
+    const int64_t size = grad.rows * up.rows;
     const Summed summed = {of_coefficients->numel() / std::max<int64_t>(1, coefficients.factors),
                            coefficients.factors,
                            coefficients.rows,
@@ -305,7 +306,7 @@ void projected_gradient(ProjectedGradient<T> result, const Operand<T>& grad, con
                            of_slot,
                            coefficients.rows,
                            coefficients.rank,
-                           up.rows > 0 ? uint32_t(S::kColumns) : 0};
+                           size > 0 ? uint32_t(S::kColumns) : 0};
     sum_parts(*of_coefficients, input<C>(products), summed);
   });
 }

@@ -108,11 +108,8 @@ struct RowSums {
   using C = compute_t<T>;
   C values[2 * S::kI] = {};
 
-  __device__ static int first() { return int(threadIdx.x) / 32 % 2 * 16 * S::kI + int(threadIdx.x) % 32 / 4; }
-  __device__ void add(int row, C value) {
-    C& sum = values[(row - first()) / 8];
-    sum = quaver::add(sum, value);
-  }
+  // line: the number of this thread's row
+  __device__ void add(int line, C value) { values[line] = quaver::add(values[line], value); }
   // partial [tiles of columns * 2, rows]
   __device__ void store(double* partial, int64_t tile, int64_t row, int64_t rows) const {
 #pragma unroll
@@ -121,7 +118,7 @@ struct RowSums {
       for (int distance = 1; distance < 4; distance *= 2) {
         sum = quaver::add(sum, __shfl_xor_sync(0xffffffffu, sum, distance));
       }
-      const int64_t number = row + first() + 8 * i;
+      const int64_t number = row + Sums<T, S>::first_row() + 8 * i;
       if (threadIdx.x % 4 == 0 && number < rows) partial[(tile * 2 + threadIdx.x / 64) * rows + number] = sum;
     }
   }
@@ -133,10 +130,10 @@ struct ColumnSums {
   using C = compute_t<T>;
   C values[2 * S::kJ] = {};
 
-  __device__ static int first() { return int(threadIdx.x) / 64 * 8 * S::kJ + int(threadIdx.x) % 4 * 2; }
-  __device__ void add(int column, C value) {
-    C& sum = values[(column - first()) / 8 * 2 + column % 2];
-    sum = quaver::add(sum, value);
+  // pair: the number of this thread's pair of columns
+  __device__ void add(int pair, C first, C second) {
+    values[2 * pair] = quaver::add(values[2 * pair], first);
+    values[2 * pair + 1] = quaver::add(values[2 * pair + 1], second);
   }
   // partial [tiles of rows * 2, columns]
   __device__ void store(C* partial, int64_t tile, int64_t column, int64_t columns) const {
@@ -146,7 +143,7 @@ struct ColumnSums {
       for (int distance = 4; distance < 32; distance *= 2) {
         sum = quaver::add(sum, __shfl_xor_sync(0xffffffffu, sum, distance));
       }
-      const int64_t number = column + first() + i / 2 * 8 + i % 2;
+      const int64_t number = column + Sums<T, S>::first_column() + i / 2 * 8 + i % 2;
       if (threadIdx.x % 32 < 4 && number < columns) {
         partial[(tile * 2 + threadIdx.x / 32 % 2) * columns + number] = sum;
       }
@@ -196,14 +193,14 @@ __global__ void __launch_bounds__(kGemmThreads) outer_kernel(Outer<T> result, Op
   Sums<T, S> sums;
   Product::accumulate(sums, *buffers, a, b, place.member, place.row, place.column);
   RowSums<T, S> of_gain;
-  sums.for_pairs([&](int row_, int column_, C& first, C& second) {
+  sums.for_places([&](int line, int, int row_, int column_, C& first, C& second) {
     const int64_t row = place.row + row_, column = place.column + column_;
     if (row >= a.rows || column >= b.rows) return;
     const bool has_second = column + 1 < b.rows;
     if (result.of_gain) {
       C sum = multiply(first, result.other[result.of_other.at(place.member, row, column)]);
       if (has_second) sum = add(sum, multiply(second, result.other[result.of_other.at(place.member, row, column + 1)]));
-      of_gain.add(row_, sum);
+      of_gain.add(line, sum);
     }
     if (!result.out.data) return;
     const C gain = result.gain[row];
@@ -241,16 +238,13 @@ __global__ void __launch_bounds__(kGemmThreads)
     Sums<T, S> sums;
     Product::accumulate(sums, *buffers, grad, down, b, place.row, place.column);
     ColumnSums<T, S> of_coefficients;
-    sums.for_pairs([&](int row_, int column_, C& first, C& second) {
+    sums.for_places([&](int, int pair, int row_, int column_, C& first, C& second) {
       const int64_t row = place.row + row_, column = place.column + column_;
       const bool has = row < grad.rows && column < down.rows, has_second = has && column + 1 < down.rows;
       if (result.of_coefficients && has) {
-        const C gain = result.gain[row];
-        of_coefficients.add(column_, multiply(multiply(gain, result.up[result.lines.at(0, row, column)]), first));
-        if (has_second) {
-          const C up = result.up[result.lines.at(0, row, column + 1)];
-          of_coefficients.add(column_ + 1, multiply(multiply(gain, up), second));
-        }
+        const C gain = result.gain[row], up = result.up[result.lines.at(0, row, column)];
+        const C next = has_second ? result.up[result.lines.at(0, row, column + 1)] : C(0);
+        of_coefficients.add(pair, multiply(multiply(gain, up), first), multiply(multiply(gain, next), second));
       }
       first = has ? multiply(first, result.coefficients.at(b, column)) : C(0);
       second = has_second ? multiply(second, result.coefficients.at(b, column + 1)) : C(0);
@@ -262,14 +256,14 @@ __global__ void __launch_bounds__(kGemmThreads)
     total.add(sums);
   }
   RowSums<T, S> of_gain;
-  total.for_pairs([&](int row_, int column_, C& first, C& second) {
+  total.for_places([&](int line, int, int row_, int column_, C& first, C& second) {
     const int64_t row = place.row + row_, column = place.column + column_;
     if (row >= grad.rows || column >= down.rows) return;
     const bool has_second = column + 1 < down.rows;
     if (result.of_gain) {
       C sum = multiply(first, result.up[result.lines.at(0, row, column)]);
       if (has_second) sum = add(sum, multiply(second, result.up[result.lines.at(0, row, column + 1)]));
-      of_gain.add(row_, sum);
+      of_gain.add(line, sum);
     }
     if (!result.out.data) return;
     const C gain = result.gain[row];
