@@ -1,39 +1,9 @@
 // torch.ops.quaver.spectral_linear on the CPU. Schema: kernels/spectral_linear/schemas.py.
 #include "cpu/scaled_product.h"
+#include "cpu/spectral_inputs.h"
 
 namespace quaver::cpu {
 namespace {
-
-// What forward takes, in x's dtype.
-struct Inputs {
-  Samples x;
-  Tensor weight, down, up, coefficients;
-  OptionalTensor bias, gain;
-  ScalarType dtype;
-
-  Inputs(const Tensor& x_, const Tensor& weight_, const OptionalTensor& bias_, const Tensor& down_, const Tensor& up_,
-         const Tensor& coefficients_, const OptionalTensor& gain_)
-      : x(x_),
-        weight(torch::stable::contiguous(in_dtype(weight_, x_.scalar_type()))),
-        down(torch::stable::contiguous(in_dtype(down_, x_.scalar_type()))),
-        up(rows_of_factors(in_dtype(up_, x_.scalar_type()))),
-        coefficients(torch::stable::contiguous(coefficients_)),
-        bias(bias_),
-        gain(gain_),
-        dtype(x_.scalar_type()) {
-    STD_TORCH_CHECK(x_.dim() == 3 && weight.dim() == 2 && down.dim() == 3 && up.dim() == 3, "quaver: wrong dimensions");
-    STD_TORCH_CHECK(weight.size(1) == x.columns && down.size(2) == x.columns && up.size(1) == weight.size(0) &&
-                        down.size(0) == up.size(0) && down.size(1) == up.size(2),
-                    "quaver: x, weight and factors do not fit");
-    STD_TORCH_CHECK(coefficients.scalar_type() == compute_dtype(dtype), "quaver: coefficients have the wrong dtype");
-  }
-
-  int64_t outputs() const { return weight.size(0); }
-  int64_t rank() const { return down.size(1); }
-  int64_t ranks() const { return down.size(0) * down.size(1); }
-  // Rows of x that share a row of the coefficients.
-  int64_t rows_of_coefficients() const { return coefficients.dim() == 3 ? 1 : x.length; }
-};
 
 // Scales rows of x down^T by their coefficients, and keeps them as they were before.
 template <class C>
@@ -76,7 +46,7 @@ constexpr int64_t kProjectedBytes = 16 << 20;
 
 // [x | c * x down^T] [W | gain up]^T + bias: x beside its projections, so that one sum makes the result.
 template <class C>
-void by_tokens(Tensor& out, Tensor* kept, const Inputs& in) {
+void by_tokens(Tensor& out, Tensor* kept, const SpectralInputs& in) {
   const Arithmetic<C> how(in.dtype);
   const Samples x = in.x.merged();
   const int64_t inputs = x.columns, ranks = in.ranks(), outputs = in.outputs();
@@ -121,7 +91,7 @@ constexpr int64_t kPanelDepth = 2048;
 template <class C>
 class ByDelta {
  public:
-  ByDelta(Tensor& out, Tensor* kept, const Inputs& in)
+  ByDelta(Tensor& out, Tensor* kept, const SpectralInputs& in)
       : in_(in),
         how_(in.dtype),
         outputs_(in.outputs()),
@@ -229,7 +199,7 @@ class ByDelta {
     return panel;
   }
 
-  const Inputs& in_;
+  const SpectralInputs& in_;
   const Arithmetic<C> how_;
   const int64_t outputs_, inputs_;
   const std::vector<C> gain_, bias_, scales_;
@@ -241,7 +211,7 @@ class ByDelta {
 std::tuple<Tensor, Tensor> spectral_linear(const Tensor& x, const Tensor& weight, OptionalTensor bias,
                                            const Tensor& down, const Tensor& up, const Tensor& coefficients,
                                            OptionalTensor gain, bool by_delta, bool keep) {
-  const Inputs in(x, weight, bias, down, up, coefficients, gain);
+  const SpectralInputs in(x, weight, bias, down, up, coefficients, gain);
   STD_TORCH_CHECK(!by_delta || coefficients.dim() == 2, "quaver: Delta has coefficients by samples");
   const int64_t batch = in.x.batch, length = in.x.length;
   std::vector<int64_t> kept_sizes{0};

@@ -45,10 +45,14 @@ enum class Use {
   kExchange,
   kFactors,
   kLeft,
+  kRight,
   kScaled,
   kSamples,
   kSums,
   kLine,
+  kProducts,
+  kNarrow,
+  kUp,
   kCount
 };
 
