@@ -13,14 +13,12 @@ void concatenate(C* to, const Tensor& up, const C* gain) {
   const char* from = const_data<char>(up);
   const int64_t factor = up.stride(0), row = up.stride(1);
   const bool adjacent = factor == rank;
-  parallel_for(0, rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, ranks)), [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; n++) {
-      C* out = to + n * ranks;
-      for (int64_t f = 0; f < (adjacent ? 1 : factors); f++) {
-        loops.widen(out + f * rank, from, f * factor + n * row, adjacent ? ranks : rank);
-      }
-      if (gain) spectral_loops_of<C>().scale_panel(out, out, gain + n, ranks, 1);
+  for_rows(rows, ranks, [&](int64_t n) {
+    C* out = to + n * ranks;
+    for (int64_t f = 0; f < (adjacent ? 1 : factors); f++) {
+      loops.widen(out + f * rank, from, f * factor + n * row, adjacent ? ranks : rank);
     }
+    if (gain) spectral_loops_of<C>().scale_panel(out, out, gain + n, ranks, 1);
   });
 }
 
@@ -30,9 +28,7 @@ Matrix<C> multiplied_as(const Arithmetic<C>& how, const C* wide, int64_t rows, i
                         bool transposed, uint16_t* buffer) {
   const int64_t depth = transposed ? rows : columns;
   if (!how.pairs) return {reinterpret_cast<const char*>(wide), stride, transposed};
-  parallel_for(0, rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, columns)), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; r++) how.narrow->store(buffer, r * stride, wide + r * stride, columns);
-  });
+  for_rows(rows, columns, [&](int64_t r) { how.narrow->store(buffer, r * stride, wide + r * stride, columns); });
   return {reinterpret_cast<const char*>(buffer), stride, transposed, how.narrow, how.pairs, depth};
 }
 

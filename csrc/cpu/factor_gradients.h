@@ -8,6 +8,7 @@
 // do not depend on the number of threads.
 #pragma once
 #include "cpu/effective_weight.h"
+#include "cpu/gradient_outputs.h"
 
 namespace quaver::cpu {
 
@@ -25,9 +26,7 @@ void write_up_and_gain(const FactorGradients& out, const C* sums, const C* up, c
   const auto& loops = spectral_loops_of<C>();
   if (out.gain) {
     std::vector<C> of_gain(static_cast<size_t>(rows));
-    parallel_for(0, rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, ranks)), [&](int64_t begin, int64_t end) {
-      for (int64_t n = begin; n < end; n++) of_gain[size_t(n)] = loops.dot(sums + n * ranks, up + n * ranks, ranks);
-    });
+    for_rows(rows, ranks, [&](int64_t n) { of_gain[size_t(n)] = loops.dot(sums + n * ranks, up + n * ranks, ranks); });
     C* to = data<C>(*out.gain);
     if (out.gain->dim() == 1) {
       std::copy(of_gain.begin(), of_gain.end(), to);
@@ -41,20 +40,17 @@ void write_up_and_gain(const FactorGradients& out, const C* sums, const C* up, c
   const int64_t factors = out.up->size(0), rank = out.up->size(2);
   const auto& store = loops_of(out.up->scalar_type());
   char* to = output<char>(*out.up);
-  parallel_for(0, factors, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, rows * rank)),
-               [&](int64_t begin, int64_t end) {
-                 C* line = workspace<C>(Use::kLine, rank);
-                 for (int64_t f = begin; f < end; f++) {
-                   for (int64_t n = 0; n < rows; n++) {
-                     const C* from = sums + n * ranks + f * rank;
-                     if (gain) {
-                       for (int64_t j = 0; j < rank; j++) line[j] = from[j] * gain[n];
-                       from = line;
-                     }
-                     store.store(to, (f * rows + n) * rank, from, rank);
-                   }
-                 }
-               });
+  for_rows(factors, rows * rank, [&](int64_t f) {
+    C* line = workspace<C>(Use::kLine, rank);
+    for (int64_t n = 0; n < rows; n++) {
+      const C* from = sums + n * ranks + f * rank;
+      if (gain) {
+        for (int64_t j = 0; j < rank; j++) line[j] = from[j] * gain[n];
+        from = line;
+      }
+      store.store(to, (f * rows + n) * rank, from, rank);
+    }
+  });
 }
 
 // The right operand of several products, packed into `buffer`: its elements (i, k), i < columns.
@@ -155,12 +151,7 @@ class ByGradientOfWeights {
 
   void finish() const {
     if (out_.up || out_.gain) write_up_and_gain(out_, const_data<C>(sums_), plain_, gain_, rows_, ranks_);
-    if (!out_.down) return;
-    const auto& loops = loops_of(out_.down->scalar_type());
-    char* to = output<char>(*out_.down);
-    const C* from = const_data<C>(of_down_);
-    parallel_for(0, ranks_ * columns_, kGrain,
-                 [&](int64_t begin, int64_t end) { loops.store(to, begin, from + begin, end - begin); });
+    if (out_.down) store_all(*out_.down, const_data<C>(of_down_));
   }
 
  private:

@@ -1,6 +1,5 @@
 // torch.ops.quaver.spectral_linear_backward on the CPU. Schema: kernels/spectral_linear/schemas.py.
 #include "cpu/factor_gradients.h"
-#include "cpu/row_sums.h"
 #include "cpu/spectral_inputs.h"
 
 namespace quaver::cpu {
@@ -11,45 +10,6 @@ struct Gradients {
   Tensor *x = nullptr, *weight = nullptr, *bias = nullptr;
   FactorGradients factors;
 };
-
-// The results as tensors, [0] where they are not wanted.
-template <size_t kCount>
-struct Outputs {
-  std::vector<Tensor> tensors;
-
-  void add(const Tensor& like, bool needed) {
-    tensors.push_back(torch::stable::new_empty(like, needed ? sizes_of(like) : std::vector<int64_t>{0}));
-    needed_.push_back(needed);
-  }
-  void add(const OptionalTensor& like, const Tensor& other, bool needed) {
-    add(like ? *like : other, needed && like.has_value());
-  }
-  Tensor* wanted(size_t i) { return needed_[i] ? &tensors[i] : nullptr; }
-
- private:
-  std::vector<bool> needed_;
-};
-
-template <class C>
-void bias_gradient(Tensor* out, const Samples& grad) {
-  const std::vector<double> sums =
-      sum_rows<C>(grad.of(0), grad.tensor.scalar_type(), grad.length, grad.columns, grad.row);
-  const std::vector<C> values(sums.begin(), sums.end());
-  loops_of(out->scalar_type()).store(data<char>(*out), 0, values.data(), int64_t(values.size()));
-}
-
-// A result of its own dtype: where a product goes to.
-inline Place place_of(Tensor& out, int64_t stride) {
-  return {output<char>(out), stride, narrow_loops(out.scalar_type())};
-}
-
-// grad^T x over all rows.
-template <class C>
-void weight_gradient(Tensor* out, const Samples& grad, const Samples& x) {
-  const Arithmetic<C> how(x.tensor.scalar_type());
-  product<C>(grad.columns, x.columns, x.length, grad.matrix(how, 0, true), x.matrix(how, 0, true),
-             place_of(*out, x.columns));
-}
 
 // By tokens: dz = g (gain up), z = x down^T.
 template <class C>
@@ -71,8 +31,8 @@ class BackwardByTokens {
 
   void run() const {
     const FactorGradients& factors = out_.factors;
-    if (out_.weight) weight_gradient<C>(out_.weight, grad_, x_);
-    if (out_.bias) bias_gradient<C>(out_.bias, grad_);
+    if (out_.weight) weight_gradient<C>(*out_.weight, grad_, x_);
+    if (out_.bias) bias_gradient<C>(*out_.bias, grad_);
     if (!out_.x && !factors.any()) return;
     C* plain = workspace<C>(Use::kUp, (in_.gain ? 2 : 1) * outputs_ * ranks_);
     concatenate(plain, in_.up, static_cast<const C*>(nullptr));
@@ -91,22 +51,14 @@ class BackwardByTokens {
       scale(of_projected, stride);
     }
     if (factors.down) {
-      product<C>(ranks_, inputs_, rows_, matrix_of(how_, of_projected, stride, true, rows_), x_.matrix(how_, 0, true),
-                 place_of(*factors.down, inputs_));
+      multiply_into<C>(ranks_, inputs_, rows_, matrix_of(how_, of_projected, stride, true, rows_),
+                       x_.matrix(how_, 0, true), place_of(*factors.down, inputs_));
     }
     if (out_.x) input_gradient(both, offset, depth, stride);
   }
 
  private:
   int64_t padded(int64_t depth) const { return round_up(depth, 2) + (depth * element_ % 4096 < 64 ? 32 : 0); }
-
-  template <class Body>
-  void for_rows(int64_t elements, Body&& body) const {
-    parallel_for(0, rows_, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, elements)),
-                 [&](int64_t begin, int64_t end) {
-                   for (int64_t r = begin; r < end; r++) body(r);
-                 });
-  }
 
   // dz, not scaled yet.
   void project_gradient(C* plain, char* to, int64_t stride) const {
@@ -116,21 +68,21 @@ class BackwardByTokens {
       concatenate(up, in_.up, gain_.data());
     }
     auto* narrow = workspace<uint16_t>(Use::kNarrow, how_.pairs ? outputs_ * ranks_ : 0);
-    product<C>(rows_, ranks_, outputs_, grad_.matrix(how_, 0, false),
-               multiplied_as(how_, up, outputs_, ranks_, ranks_, true, narrow), {to, stride, how_.narrow});
+    multiply_into<C>(rows_, ranks_, outputs_, grad_.matrix(how_, 0, false),
+                     multiplied_as(how_, up, outputs_, ranks_, ranks_, true, narrow), {to, stride, how_.narrow});
   }
 
   void project(char* z, int64_t stride) const {
     if (projected_) {
       const Tensor kept = torch::stable::contiguous(*projected_);
       const char* from = const_data<char>(kept);
-      for_rows(ranks_, [&](int64_t r) {
+      for_rows(rows_, ranks_, [&](int64_t r) {
         std::memcpy(z + r * stride * element_, from + r * ranks_ * element_, size_t(ranks_ * element_));
       });
       return;
     }
-    product<C>(rows_, ranks_, inputs_, x_.matrix(how_, 0, false),
-               matrix_of(how_, const_data<char>(in_.down), inputs_, false, inputs_), {z, stride, how_.narrow});
+    multiply_into<C>(rows_, ranks_, inputs_, x_.matrix(how_, 0, false),
+                     matrix_of(how_, const_data<char>(in_.down), inputs_, false, inputs_), {z, stride, how_.narrow});
   }
 
   // The row of coefficients of row r of x, each `rank` times.
@@ -150,7 +102,7 @@ class BackwardByTokens {
   }
 
   void scale(char* dz, int64_t stride) const {
-    for_rows(ranks_, [&](int64_t r) {
+    for_rows(rows_, ranks_, [&](int64_t r) {
       C* row = widened_row(dz, r * stride, Use::kRows);
       spectral_loops_of<C>().scale_columns(row, 0, line_of(r), 1, ranks_);
       loops_of(in_.dtype).store(dz, r * stride, row, ranks_);
@@ -203,21 +155,22 @@ class BackwardByTokens {
   // grad^T (c z): of up and gain.
   void products(const C* plain, const char* z, int64_t z_stride) const {
     C* sums = workspace<C>(Use::kFactors, outputs_ * ranks_);
-    product<C>(outputs_, ranks_, rows_, grad_.matrix(how_, 0, true), matrix_of(how_, z, z_stride, true, rows_),
-               {reinterpret_cast<char*>(sums), ranks_});
+    multiply_into<C>(outputs_, ranks_, rows_, grad_.matrix(how_, 0, true), matrix_of(how_, z, z_stride, true, rows_),
+                     {reinterpret_cast<char*>(sums), ranks_});
     write_up_and_gain(out_.factors, sums, plain, pointer(gain_), outputs_, ranks_);
   }
 
   void input_gradient(char* both, int64_t offset, int64_t depth, int64_t stride) const {
     const char* from = grad_.of(0);
-    for_rows(outputs_, [&](int64_t r) {
+    for_rows(rows_, outputs_, [&](int64_t r) {
       std::memcpy(both + r * stride * element_, from + r * grad_.row * element_, size_t(outputs_ * element_));
       std::memset(both + (r * stride + outputs_) * element_, 0, size_t((offset - outputs_) * element_));
     });
     const auto weight = matrix_of(how_, const_data<char>(in_.weight), inputs_, true, outputs_);
     const auto down = matrix_of(how_, const_data<char>(in_.down), inputs_, true, ranks_);
     const Stacked<C, Matrix<C>, Matrix<C>> right{weight, down, offset / how_.together()};
-    product<C>(rows_, inputs_, depth, matrix_of(how_, both, stride, false, depth), right, place_of(*out_.x, inputs_));
+    multiply_into<C>(rows_, inputs_, depth, matrix_of(how_, both, stride, false, depth), right,
+                     place_of(*out_.x, inputs_));
   }
 
   const SpectralInputs& in_;
@@ -238,7 +191,7 @@ void backward_by_delta(const SpectralInputs& in, const Samples& grad, const Opti
   const int64_t stride = ByGradientOfWeights<C>::stride_of(inputs);
   const int64_t group = ByGradientOfWeights<C>::samples_at_a_time(outputs, stride);
   const std::vector<C> gain = values_of<C>(in.gain, outputs);
-  if (out.bias) bias_gradient<C>(out.bias, grad.merged());
+  if (out.bias) bias_gradient<C>(*out.bias, grad.merged());
   if (out.x) {
     OptionalTensor kept = effective;
     if (kept) kept = torch::stable::contiguous(*kept);
@@ -256,14 +209,14 @@ void backward_by_delta(const SpectralInputs& in, const Samples& grad, const Opti
         weights = made;
       }
       for (int64_t b = 0; b < samples; b++) {
-        product<C>(in.x.length, inputs, outputs, grad.matrix(how, first + b, false),
-                   matrix_of(how, weights + b * outputs * inputs * element, inputs, true, outputs),
-                   {to + (first + b) * in.x.length * inputs * element, inputs, how.narrow});
+        multiply_into<C>(in.x.length, inputs, outputs, grad.matrix(how, first + b, false),
+                         matrix_of(how, weights + b * outputs * inputs * element, inputs, true, outputs),
+                         {to + (first + b) * in.x.length * inputs * element, inputs, how.narrow});
       }
     }
   }
   if (!out.factors.any()) {
-    if (out.weight) weight_gradient<C>(out.weight, grad.merged(), in.x.merged());
+    if (out.weight) weight_gradient<C>(*out.weight, grad.merged(), in.x.merged());
     return;
   }
   const ByGradientOfWeights<C> factors(in.down, in.up, in.coefficients, gain, out.factors);
@@ -273,30 +226,21 @@ void backward_by_delta(const SpectralInputs& in, const Samples& grad, const Opti
     const int64_t samples = std::min(group, batch - first);
     C* g = workspace<C>(Use::kProducts, samples * outputs * stride);
     for (int64_t b = 0; b < samples; b++) {
-      product<C>(outputs, inputs, in.x.length, grad.matrix(how, first + b, true), in.x.matrix(how, first + b, true),
-                 {reinterpret_cast<char*>(g + b * outputs * stride), stride});
+      multiply_into<C>(outputs, inputs, in.x.length, grad.matrix(how, first + b, true),
+                       in.x.matrix(how, first + b, true), {reinterpret_cast<char*>(g + b * outputs * stride), stride});
     }
     factors.add(g, stride, first, samples);
     if (!out.weight) continue;
     C* sums = data<C>(of_weight);
     const auto& loops = loops_of(of_weight.scalar_type());
-    parallel_for(0, outputs, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, inputs * samples)),
-                 [&](int64_t begin, int64_t end) {
-                   for (int64_t n = begin; n < end; n++) {
-                     for (int64_t b = 0; b < samples; b++) {
-                       loops.accumulate(sums + n * inputs, g, (b * outputs + n) * stride, inputs);
-                     }
-                   }
-                 });
-  }
-  factors.finish();
-  if (out.weight) {
-    char* to = output<char>(*out.weight);
-    const auto& loops = loops_of(out.weight->scalar_type());
-    parallel_for(0, outputs * inputs, kGrain, [&](int64_t begin, int64_t end) {
-      loops.store(to, begin, const_data<C>(of_weight) + begin, end - begin);
+    for_rows(outputs, inputs * samples, [&](int64_t n) {
+      for (int64_t b = 0; b < samples; b++) {
+        loops.accumulate(sums + n * inputs, g, (b * outputs + n) * stride, inputs);
+      }
     });
   }
+  factors.finish();
+  if (out.weight) store_all(*out.weight, const_data<C>(of_weight));
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> spectral_linear_backward(
@@ -309,14 +253,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> spectral_line
   STD_TORCH_CHECK(grad_.scalar_type() == in.dtype && grad_.dim() == 3 && grad_.size(2) == in.outputs(),
                   "quaver: grad does not fit");
   const Samples grad(grad_);
-  Outputs<7> results;
+  GradientOutputs<7> results;
   results.add(x, need_x);
   results.add(weight, need_weight);
-  results.add(bias, weight, need_bias);
+  results.add(bias, x, need_bias);
   results.add(down, need_down);
   results.add(up, need_up);
   results.add(coefficients, need_coefficients);
-  results.add(gain, coefficients, need_gain);
+  results.add(gain, x, need_gain);
   const Gradients out{results.wanted(0),
                       results.wanted(1),
                       results.wanted(2),

@@ -77,10 +77,10 @@ void by_tokens(Tensor& out, Tensor* kept, const SpectralInputs& in) {
       }
     });
     modulate.first = first;
-    product<C>(rows, ranks, inputs, matrix_of(how, from, x.row, false, inputs), down,
-               {both + offset * element, stride, how.narrow}, nullptr, &modulate);
-    product<C>(rows, outputs, depth, matrix_of(how, both, stride, false, depth), right,
-               {to + first * outputs * element, outputs, how.narrow}, pointer(bias));
+    multiply_into<C>(rows, ranks, inputs, matrix_of(how, from, x.row, false, inputs), down,
+                     {both + offset * element, stride, how.narrow}, nullptr, &modulate);
+    multiply_into<C>(rows, outputs, depth, matrix_of(how, both, stride, false, depth), right,
+                     {to + first * outputs * element, outputs, how.narrow}, pointer(bias));
   }
 }
 

@@ -105,42 +105,47 @@ void transpose(T* to, int64_t to_stride, const T* from, int64_t stride, int64_t 
   }
 }
 
-void turn_precisely(double* cosines, double* sines, const double* angles, int64_t count) {
+void turn_precisely(double* cosines, double* angles, int64_t count) {
   for (int64_t i = 0; i < count; i++) {
-    cosines[i] = std::cos(angles[i]);
-    sines[i] = std::sin(angles[i]);
+    const double angle = angles[i];
+    cosines[i] = std::cos(angle);
+    angles[i] = std::sin(angle);
   }
 }
 
 // Angles of float32: reduced to a quarter of a turn in float64, then polynomials in float64, so that only the result is
 // rounded. Larger ones than 2^20 lose digits in the reduction: those, infinities and what is no number go to the
 // library.
-void turn_floats(float* cosines, float* sines, const float* angles, int64_t count) {
+void turn_floats(float* cosines, float* angles, int64_t count) {
   constexpr double kRound = 0x1.8p52, kQuarters = 0x1.45f306dc9c883p-1;   // 2 / pi
   constexpr double kHigh = 0x1.921fb544p0, kLow = 0x1.0b4611a626331p-34;  // pi / 2 = kHigh + kLow
-  bool far = false;
-  for (int64_t i = 0; i < count; i++) {
-    const double x = double(angles[i]);
-    const double shifted = x * kQuarters + kRound, quarter = shifted - kRound;
-    const double r = (x - quarter * kHigh) - quarter * kLow, z = r * r;
-    // Taylor's: the next terms are below 1e-9 for |r| <= pi / 4.
-    const double sine =
-        r + r * z * (-1.0 / 6 + z * (1.0 / 120 + z * (-1.0 / 5040 + z * (1.0 / 362880 + z * (-1.0 / 39916800)))));
-    const double cosine =
-        1 + z * (-0.5 + z * (1.0 / 24 + z * (-1.0 / 720 + z * (1.0 / 40320 + z * (-1.0 / 3628800 + z / 479001600)))));
-    uint64_t bits;
-    std::memcpy(&bits, &shifted, sizeof bits);
-    const bool odd = bits & 1, second = bits & 2;
-    const double s = odd ? cosine : sine, c = odd ? sine : cosine;
-    sines[i] = float(second ? -s : s);
-    cosines[i] = float(odd != second ? -c : c);
-    far |= !(x < 0x1p20 && x > -0x1p20);
-  }
-  if (!far) return;
-  for (int64_t i = 0; i < count; i++) {
-    if (angles[i] < 0x1p20f && angles[i] > -0x1p20f) continue;
-    cosines[i] = float(std::cos(double(angles[i])));
-    sines[i] = float(std::sin(double(angles[i])));
+  constexpr int64_t kTogether = 64;
+  double sines[kTogether], cosine[kTogether], quarters[kTogether];
+  for (int64_t first = 0; first < count; first += kTogether) {
+    const int64_t now = count - first < kTogether ? count - first : kTogether;
+    float *c = cosines + first, *s = angles + first;
+    for (int64_t i = 0; i < now; i++) {
+      const double x = double(s[i]), quarter = (x * kQuarters + kRound) - kRound;
+      const double r = (x - quarter * kHigh) - quarter * kLow, z = r * r;
+      // Taylor's: the next terms are below 1e-9 for |r| <= pi / 4.
+      sines[i] =
+          r + r * z * (-1.0 / 6 + z * (1.0 / 120 + z * (-1.0 / 5040 + z * (1.0 / 362880 + z * (-1.0 / 39916800)))));
+      cosine[i] =
+          1 + z * (-0.5 + z * (1.0 / 24 + z * (-1.0 / 720 + z * (1.0 / 40320 + z * (-1.0 / 3628800 + z / 479001600)))));
+      quarters[i] = quarter;
+    }
+    for (int64_t i = 0; i < now; i++) {
+      const float x = s[i];
+      if (!(x < 0x1p20f && x > -0x1p20f)) {
+        c[i] = float(std::cos(double(x)));
+        s[i] = float(std::sin(double(x)));
+        continue;
+      }
+      const int64_t quarter = int64_t(quarters[i]);
+      const double of_sine = quarter & 1 ? cosine[i] : sines[i], of_cosine = quarter & 1 ? sines[i] : cosine[i];
+      s[i] = float(quarter & 2 ? -of_sine : of_sine);
+      c[i] = float((quarter + 1) & 2 ? -of_cosine : of_cosine);
+    }
   }
 }
 
@@ -227,7 +232,7 @@ void pair_panel(float* to, const float* from, const float* scales, int64_t width
 }
 
 template <class T>
-constexpr quaver::cpu::SpectralLoopsOf<T> loops_with(void (*turn)(T*, T*, const T*, int64_t)) {
+constexpr quaver::cpu::SpectralLoopsOf<T> loops_with(void (*turn)(T*, T*, int64_t)) {
   return {scale_panel<T>, scale_columns<T>, add_scaled_columns<T>, add_scaled_rows<T>,
           column_dots<T>, dot<T>,           transpose<T>,          turn,
           kLanes<T>,      add_factors<T>};

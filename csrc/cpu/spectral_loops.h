@@ -25,8 +25,8 @@ struct SpectralLoopsOf {
   T (*dot)(const T* x, const T* y, int64_t count);
   // to[j][i] = from[i][j]
   void (*transpose)(T* to, int64_t to_stride, const T* from, int64_t stride, int64_t rows, int64_t columns);
-  // cosines and sines of angles
-  void (*turn)(T* cosines, T* sines, const T* angles, int64_t count);
+  // cosines[i] = cos(angles[i]), then angles[i] = sin(angles[i])
+  void (*turn)(T* cosines, T* angles, int64_t count);
   // The lanes of a vector.
   int lanes;
   // sums[m][e] += sum_f up[f * factor_stride + e] * z[m][f * z_factor + e % rank] for e < elements, m < rows. A row of

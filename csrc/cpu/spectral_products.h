@@ -38,6 +38,14 @@ inline const DtypeLoops::Loops* narrow_loops(ScalarType dtype) {
   return dtype == compute_dtype(dtype) ? nullptr : &loops_of(dtype);
 }
 
+// Calls body(r) for each of `rows`, which have `elements` each.
+template <class Body>
+void for_rows(int64_t rows, int64_t elements, Body&& body) {
+  parallel_for(0, rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, elements)), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; r++) body(r);
+  });
+}
+
 inline Tensor in_dtype(const Tensor& x, ScalarType dtype) {
   return x.scalar_type() == dtype ? x : torch::stable::to(x, dtype);
 }
@@ -217,16 +225,14 @@ struct Place {
 
 // gemm() into a place; where it is of 16 bits and the depth more than gemm() can narrow at once, by way of memory.
 template <class C, class A, class B>
-void product(int64_t rows, int64_t columns, int64_t depth, const A& a, const B& b, const Place& to,
-             const C* bias = nullptr, const Finish<C>* finish = nullptr) {
+void multiply_into(int64_t rows, int64_t columns, int64_t depth, const A& a, const B& b, const Place& to,
+                   const C* bias = nullptr, const Finish<C>* finish = nullptr) {
   if (!to.narrow || depth <= kMostNarrowDepth) {
     return gemm<C>(rows, columns, depth, a, b, Result<C>{to.data, to.stride, bias, false, to.narrow, finish});
   }
   C* wide = workspace<C>(Use::kSums, rows * columns);
   gemm<C>(rows, columns, depth, a, b, Result<C>{wide, columns, bias, false, nullptr, finish});
-  parallel_for(0, rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, columns)), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; r++) to.narrow->store(to.data, r * to.stride, wide + r * columns, columns);
-  });
+  for_rows(rows, columns, [&](int64_t r) { to.narrow->store(to.data, r * to.stride, wide + r * columns, columns); });
 }
 
 // The left operand of several products: where it is, or packed into `buffer`, in blocks of depth of `block`.
