@@ -161,7 +161,8 @@ class _Family:
         return *of_outer, *of_inputs, *[None] * 5
 
 
-_families = {"cpp": _Family("cpp")}
+_compiled = _Family("cpp")
+_families = {"cpp": _compiled, "cuda": _compiled}
 
 
 def _family(device: torch.device) -> _Family | None:

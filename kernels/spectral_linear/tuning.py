@@ -1,7 +1,7 @@
 """Choices of spectral_linear: in which order its products are made. What shapes the CPU's kernels is in csrc/cpu."""
 
-#: The order of backends on a GPU: none has kernels for these ops yet, so the reference runs there.
-CUDA_ORDER: tuple[str, ...] = ()
+#: The order of backends on a GPU.
+CUDA_ORDER = ("cuda",)
 
 
 def forward_by_delta(tokens: int, inputs: int, outputs: int) -> bool:
