@@ -8,12 +8,14 @@ if __name__ == "quaver.kernels":
     from .perturbed_linear.layer import PerturbedLinear
     from .perturbed_linear.op import perturbed_linear
     from .philox.op import philox_normal, philox_permutation, philox_rademacher, philox_uniform, philox_words
+    from .spectral_linear.op import delta_linear, spectral_coefficients, spectral_delta, spectral_linear
     from .window_attention.decode import NJXCache
     from .window_attention.op import njx_attention, window_attention, window_exchange
 
     __all__ = [
         "NJXCache",
         "PerturbedLinear",
+        "delta_linear",
         "dropout",
         "njx_attention",
         "perturb",
@@ -26,6 +28,9 @@ if __name__ == "quaver.kernels":
         "philox_uniform",
         "philox_words",
         "seed_for",
+        "spectral_coefficients",
+        "spectral_delta",
+        "spectral_linear",
         "use_backend",
         "weight_scale",
         "why_not",

@@ -60,6 +60,16 @@ struct Left {
   }
 };
 
+// What an op does with tiles of C while they are in the cache: called once for each, when its sums are complete and
+// before it is narrowed. Several threads call it at a time.
+template <class T>
+struct Finish {
+  virtual void operator()(T* tile, int64_t stride, int64_t i, int64_t j, int64_t rows, int64_t columns) const = 0;
+
+ protected:
+  ~Finish() = default;
+};
+
 // Where C goes: T of its own, or narrowed by `narrow` into `to`; with bias [columns] or none; added to what is there,
 // or not.
 template <class T>
@@ -69,6 +79,7 @@ struct Result {
   const T* bias = nullptr;
   bool accumulate = false;
   const DtypeLoops::Loops* narrow = nullptr;
+  const Finish<T>* finish = nullptr;
 };
 
 // The depth of a panel: as equal as multiples of 128 (a group of noise) allow.
@@ -154,13 +165,16 @@ class Gemm {
     return {panels(Use::kPackedA, loops_.rows, ceil_div(rows, loops_.rows), block, length)};
   }
 
-  // Calls body(to, stride) with the place for a tile of C, and narrows what it wrote where C is narrow.
+  // Calls body(to, stride) with the place for a tile of C, and finishes and narrows what it wrote. last: the sums are
+  // complete then.
   template <class Body>
-  void with_tile(int64_t i, int64_t j, int64_t rows, int64_t columns, Body&& body) const {
-    if (!c_.narrow) return body(static_cast<T*>(c_.to) + i * c_.stride + j, c_.stride);
-    const int64_t stride = round_up(columns, 16);
-    T* tile = workspace<T>(Use::kTile, rows * stride);
+  void with_tile(int64_t i, int64_t j, int64_t rows, int64_t columns, bool last, Body&& body) const {
+    const bool direct = !c_.narrow;
+    const int64_t stride = direct ? c_.stride : round_up(columns, 16);
+    T* tile = direct ? static_cast<T*>(c_.to) + i * stride + j : workspace<T>(Use::kTile, rows * stride);
     body(tile, stride);
+    if (c_.finish && last) (*c_.finish)(tile, stride, i, j, rows, columns);
+    if (direct) return;
     for (int64_t r = 0; r < rows; r++) c_.narrow->store(c_.to, (i + r) * c_.stride + j, tile + r * stride, columns);
   }
 
@@ -211,14 +225,16 @@ class Gemm {
     int64_t down = ceil_div(rows, kTileRows);
     // A few tiles are made to come out even.
     while (down * across % threads && down * across < 8 * threads && down < groups) down++;
-    const int64_t tile_rows = ceil_div(groups, down) * loops_.rows, tile_columns = ceil_div(b.count, across) * b.width;
+    const int64_t tile_rows = ceil_div(groups, down) * loops_.rows;
     down = ceil_div(rows, tile_rows);
-    in_parallel(down * ceil_div(columns, tile_columns), [&](int64_t begin, int64_t end) {
+    in_parallel(down * across, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; t++) {
-        const int64_t r = t % down * tile_rows, c = t / down * tile_columns;
-        const int64_t tall = std::min(tile_rows, rows - r), wide = std::min(tile_columns, columns - c);
-        with_tile(i + r, j + c, tall, wide, [&](T* to, int64_t stride) {
-          multiply(a, r, 0, b, c / b.width, tall, wide, length, to, stride, bias_at(j + c), c_.accumulate || k > 0);
+        // Of 10 panels 4, 3 and 3: with 4, 4 and 2 the thread that has the last tiles waits for the others.
+        const int64_t r = t % down * tile_rows, panel = t / down * b.count / across;
+        const int64_t c = panel * b.width, next = (t / down + 1) * b.count / across * b.width;
+        const int64_t tall = std::min(tile_rows, rows - r), wide = std::min(next, columns) - c;
+        with_tile(i + r, j + c, tall, wide, k + length >= depth_, [&](T* to, int64_t stride) {
+          multiply(a, r, 0, b, panel, tall, wide, length, to, stride, bias_at(j + c), c_.accumulate || k > 0);
         });
       }
     });
@@ -236,7 +252,7 @@ class Gemm {
       for (int64_t j = begin * step; j < std::min(columns_, end * step); j += step) {
         const int64_t columns = std::min(step, columns_ - j);
         const auto b = panels(Use::kPanel, loops_.columns, ceil_div(columns, loops_.columns), block, depth);
-        with_tile(0, j, rows_, columns, [&](T* to, int64_t stride) {
+        with_tile(0, j, rows_, columns, k + length >= depth_, [&](T* to, int64_t stride) {
           for (int64_t at = 0; at == 0 || at < length; at += depth) {
             const int64_t part = std::min(depth, length - at);
             b_.pack(loops_, b, 0, j, columns, 0, k + at, part);

@@ -20,45 +20,45 @@ constexpr int kMaxColumns = kColumns<float>;
 
 enum Addend { kNothing, kBias, kResult };
 
-// c [R, kColumns] = the product of R rows of A and a panel of B, plus nothing, a bias for each column, or c. Element
-// (i, k) of A lies at i * a_stride + k for kByRow, else at k * a_stride + i. The addend comes last: sums that begin at
-// zero are smaller, and so are their roundings (a third of the error at a depth of 1300).
-template <class P, bool kByRow, int R, class T = typename P::Element>
+// c [R, V vectors] = the product of R rows of A and the first columns of a panel of B, plus nothing, a bias for each
+// column, or c. Element (i, k) of A lies at i * a_stride + k for kByRow, else at k * a_stride + i. The addend comes
+// last: sums that begin at zero are smaller, and so are their roundings (a third of the error at a depth of 1300).
+template <class P, bool kByRow, int R, int V, class T = typename P::Element>
 void multiply_tile(int64_t depth, const T* a, int64_t a_stride, const T* b, T* c, int64_t stride, const T* bias,
                    Addend addend) {
-  using V = Vector<T>;
-  V sum[R][kVectors] = {};
+  using Lanes = Vector<T>;
+  Lanes sum[R][V] = {};
   if (kAhead > 0) {
 #pragma GCC unroll 8
     for (int i = 0; i < R; i++) {
 #pragma GCC unroll 3
-      for (int v = 0; v < kVectors; v++) __builtin_prefetch(c + i * stride + v * kLanes<T>);
+      for (int v = 0; v < V; v++) __builtin_prefetch(c + i * stride + v * kLanes<T>);
     }
   }
 #pragma GCC unroll 2
   for (int64_t k = 0; k < depth; k++) {
-    V column[kVectors];
+    Lanes column[V];
 #pragma GCC unroll 3
-    for (int v = 0; v < kVectors; v++) column[v] = load<V>(b + v * kLanes<T>);
+    for (int v = 0; v < V; v++) column[v] = load<Lanes>(b + v * kLanes<T>);
     if (kAhead > 0) {
 #pragma GCC unroll 3
-      for (int v = 0; v < kVectors; v++) __builtin_prefetch(b + kAhead * kColumns<T> + v * kLanes<T>);
+      for (int v = 0; v < V; v++) __builtin_prefetch(b + kAhead * kColumns<T> + v * kLanes<T>);
     }
 #pragma GCC unroll 8
     for (int i = 0; i < R; i++) {
-      const V row = P::broadcast(kByRow ? a + i * a_stride : a + i);
+      const Lanes row = P::broadcast(kByRow ? a + i * a_stride : a + i);
 #pragma GCC unroll 3
-      for (int v = 0; v < kVectors; v++) sum[i][v] = P::add_product(row, column[v], sum[i][v]);
+      for (int v = 0; v < V; v++) sum[i][v] = P::add_product(row, column[v], sum[i][v]);
     }
     a += kByRow ? 1 : a_stride;
     b += kColumns<T>;
   }
 #define QUAVER_EACH_SUM \
-  _Pragma("GCC unroll 8") for (int i = 0; i < R; i++) _Pragma("GCC unroll 3") for (int v = 0; v < kVectors; v++)
+  _Pragma("GCC unroll 8") for (int i = 0; i < R; i++) _Pragma("GCC unroll 3") for (int v = 0; v < V; v++)
   if (addend == kResult) {
-    QUAVER_EACH_SUM sum[i][v] += load<V>(c + i * stride + v * kLanes<T>);
+    QUAVER_EACH_SUM sum[i][v] += load<Lanes>(c + i * stride + v * kLanes<T>);
   } else if (addend == kBias) {
-    QUAVER_EACH_SUM sum[i][v] += load<V>(bias + v * kLanes<T>);
+    QUAVER_EACH_SUM sum[i][v] += load<Lanes>(bias + v * kLanes<T>);
   }
   QUAVER_EACH_SUM store(c + i * stride + v * kLanes<T>, sum[i][v]);
 #undef QUAVER_EACH_SUM
@@ -68,15 +68,24 @@ template <class T>
 using Tile = void (*)(int64_t depth, const T* a, int64_t a_stride, const T* b, T* c, int64_t stride, const T* bias,
                       Addend addend);
 
-// kTiles<P, kByRow>[r - 1] multiplies r rows.
-template <class P, bool kByRow>
+// kTiles<P, kByRow, V>[r - 1] multiplies r rows and V vectors of columns: fewer than kVectors at the right edge, where
+// the whole panel would take up to three times as long.
+template <class P, bool kByRow, int V>
 constexpr Tile<typename P::Element> kTiles[] = {
-    multiply_tile<P, kByRow, 1>, multiply_tile<P, kByRow, 2>, multiply_tile<P, kByRow, 3>,
-    multiply_tile<P, kByRow, 4>, multiply_tile<P, kByRow, 5>, multiply_tile<P, kByRow, 6>,
+    multiply_tile<P, kByRow, 1, V>, multiply_tile<P, kByRow, 2, V>, multiply_tile<P, kByRow, 3, V>,
+    multiply_tile<P, kByRow, 4, V>, multiply_tile<P, kByRow, 5, V>, multiply_tile<P, kByRow, 6, V>,
 #if defined(__AVX512F__)
-    multiply_tile<P, kByRow, 7>, multiply_tile<P, kByRow, 8>,
+    multiply_tile<P, kByRow, 7, V>, multiply_tile<P, kByRow, 8, V>,
 #endif
 };
-static_assert(sizeof(kTiles<Plain<float>, true>) / sizeof(Tile<float>) == kRows, "one kernel for each number of rows");
+static_assert(sizeof(kTiles<Plain<float>, true, 1>) / sizeof(Tile<float>) == kRows,
+              "one kernel for each number of rows");
+
+// The kernels for a number of vectors, 1 to kVectors.
+template <class P, bool kByRow>
+QUAVER_INLINE const Tile<typename P::Element>* tiles_of(int vectors) {
+  if (vectors == 1) return kTiles<P, kByRow, 1>;
+  return vectors < kVectors ? kTiles<P, kByRow, 2> : kTiles<P, kByRow, kVectors>;
+}
 
 }  // namespace

@@ -26,18 +26,19 @@ template <class P, class T = typename P::Element>
 void multiply(int64_t rows, int64_t columns, int64_t depth, const LeftBlock<T>& a, const T* b, int64_t b_panel, T* c,
               int64_t stride, const T* bias, bool accumulate) {
   const Addend addend = accumulate ? kResult : bias ? kBias : kNothing;
-  const Tile<T>* kernels = a.by_row ? kTiles<P, true> : kTiles<P, false>;
   const auto tile = [&](int64_t i, int64_t j) {
     const int height = rows - i < kRows ? int(rows - i) : kRows;
-    const Tile<T> kernel = kernels[height - 1];
+    const int width = columns - j < kColumns<T> ? int(columns - j) : kColumns<T>;
+    const int vectors = (width + kLanes<T> - 1) / kLanes<T>;
+    const Tile<T> kernel = (a.by_row ? tiles_of<P, true>(vectors) : tiles_of<P, false>(vectors))[height - 1];
     const T* of_a = a.data + i / kRows * a.panel;
     const T* of_b = b + j / kColumns<T> * b_panel;
     const T* of_bias = bias ? bias + j : nullptr;
     T* of_c = c + i * stride + j;
-    if (columns - j >= kColumns<T>) {
+    if (width % kLanes<T> == 0) {
       kernel(depth, of_a, a.stride, of_b, of_c, stride, of_bias, addend);
     } else {
-      multiply_edge(kernel, height, columns - j, depth, of_a, a.stride, of_b, of_c, stride, of_bias, addend);
+      multiply_edge(kernel, height, width, depth, of_a, a.stride, of_b, of_c, stride, of_bias, addend);
     }
   };
   // What the inner loop reads again and again stays in the L1 cache: a panel of B, or, where the depth is small, all of

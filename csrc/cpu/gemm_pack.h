@@ -66,6 +66,15 @@ void pack_rows(T* to, int64_t width, const T* from, int64_t stride, int64_t coun
       }
     }
   }
+  // What is left, block by block: rows of a low-rank factor are no longer than this.
+  for (; k + kBlock <= end; k += kBlock) {
+    for (int64_t first = last; first >= 0; first -= kLanes<T>) {
+      Vector<T> columns[kBlock];
+      transpose(row + first, k, columns);
+#pragma GCC unroll 4
+      for (int j = 0; j < kBlock; j++) store(to + (k + j) * width + first, columns[j]);
+    }
+  }
   for (; k < depth; k++) {
     for (int64_t i = 0; i < width; i++) to[k * width + i] = row[i][k];
   }

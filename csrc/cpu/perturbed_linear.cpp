@@ -3,6 +3,7 @@
 #include "cpu/dot_rows.h"
 #include "cpu/output.h"
 #include "cpu/perturbed_weight.h"
+#include "cpu/row_sums.h"
 #include "cpu/sigma_gradient.h"
 
 namespace {
@@ -202,37 +203,6 @@ Tensor perturbed_linear_input_gradient(const Tensor& grad_, const Tensor& weight
   return out;
 }
 
-// The sum over rows of grad, [N], of one member: in float64, of C's sums of eight rows; in blocks of rows that depend
-// on the shape alone.
-template <class C>
-std::vector<double> sum_rows(const Rows& grad, int64_t member) {
-  constexpr int64_t kTogether = 8;
-  const auto& loops = cpu::loops_of(grad.tensor.scalar_type());
-  const int64_t columns = grad.columns, block = cpu::round_up(std::max<int64_t>(64, grad.rows / 64), kTogether);
-  const int64_t blocks = cpu::ceil_div(grad.rows, block);
-  std::vector<double> partial(size_t(blocks * columns));
-  const char* from = grad.of(member);
-  const auto sum_blocks = [&](int64_t begin, int64_t end) {
-    std::vector<C> few(static_cast<size_t>(columns));
-    for (int64_t b = begin; b < end; b++) {
-      const int64_t last = std::min(grad.rows, (b + 1) * block);
-      for (int64_t first = b * block; first < last; first += kTogether) {
-        std::fill(few.begin(), few.end(), C(0));
-        for (int64_t r = first; r < std::min(last, first + kTogether); r++) {
-          loops.accumulate(few.data(), from, r * grad.stride, columns);
-        }
-        for (int64_t n = 0; n < columns; n++) partial[size_t(b * columns + n)] += double(few[size_t(n)]);
-      }
-    }
-  };
-  parallel_for(0, blocks, std::max<int64_t>(1, cpu::kGrain / std::max<int64_t>(1, block * columns)), sum_blocks);
-  std::vector<double> sums(static_cast<size_t>(columns));
-  for (int64_t b = 0; b < blocks; b++) {
-    for (int64_t n = 0; n < columns; n++) sums[size_t(n)] += partial[size_t(b * columns + n)];
-  }
-  return sums;
-}
-
 // grad^T x, added over members; and of each member the sums of that times its noise over what a value of sigma covers.
 // Either output may be null.
 template <class C>
@@ -295,7 +265,8 @@ void bias_gradient_into(Tensor* bias_out, Tensor* sigma_out, const Rows& grad, c
   const bool apart = sigma_out && sigma_out->dim() == 3 && sigma_out->size(0) > 1;
   const int64_t values = sigma_out ? sigma_out->numel() / (apart ? population : 1) : 0;
   for (int64_t p = 0; p < population; p++) {
-    const std::vector<double> sums = sum_rows<C>(grad, p);
+    const std::vector<double> sums =
+        cpu::sum_rows<C>(grad.of(p), grad.tensor.scalar_type(), grad.rows, grad.columns, grad.stride);
     for (int64_t n = 0; n < size; n++) bias[size_t(n)] += sums[size_t(n)];
     if (!sigma_out) continue;
     cpu::philox_loops().fill(noise.data(), size, sources[size_t(p)], uint64_t(row_offset));

@@ -34,7 +34,27 @@ class Workspace {
 };
 
 // One for each use, so that two uses at a time never share one.
-enum class Use { kPackedA, kPackedB, kTile, kRows, kPairs, kPanel, kWindow, kExchange, kCount };
+enum class Use {
+  kPackedA,
+  kPackedB,
+  kTile,
+  kRows,
+  kPairs,
+  kPanel,
+  kWindow,
+  kExchange,
+  kFactors,
+  kLeft,
+  kRight,
+  kScaled,
+  kSamples,
+  kSums,
+  kLine,
+  kProducts,
+  kNarrow,
+  kUp,
+  kCount
+};
 
 template <class T>
 T* workspace(Use use, int64_t count) {

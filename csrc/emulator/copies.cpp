@@ -13,12 +13,10 @@ namespace quaver::emulator {
 
 namespace {
 
-constexpr int kCopied = 16;
-
 struct Copy {
   char* to;
   const char* from;
-  int bytes;
+  int size, bytes;
   bool done;
 };
 using Group = std::vector<Copy>;
@@ -34,7 +32,7 @@ std::minstd_rand generator;
 void carry_out(Copy& copy) {
   if (!copy.done) {
     std::memcpy(copy.to, copy.from, size_t(copy.bytes));
-    std::memset(copy.to + copy.bytes, 0, size_t(kCopied - copy.bytes));
+    std::memset(copy.to + copy.bytes, 0, size_t(copy.size - copy.bytes));
   }
   copy.done = true;
 }
@@ -50,10 +48,10 @@ void set_moment(Moment moment_, unsigned seed) {
 
 void start_copies() { all.assign(block.threads.size(), {}); }
 
-void start_copy(void* to, const void* from, int bytes, Location location) {
-  check_copy(to, from, kCopied, bytes, location);
+void start_copy(void* to, const void* from, int size, int bytes, Location location) {
+  check_copy(to, from, size, bytes, location);
   const OutsideKernel outside;
-  Copy copy = {static_cast<char*>(to), static_cast<const char*>(from), bytes, false};
+  Copy copy = {static_cast<char*>(to), static_cast<const char*>(from), size, bytes, false};
   const bool early = moment == Moment::kEarly || (moment == Moment::kRandom && generator() % 2);
   if (early) carry_out(copy);
   of_running().open.push_back(copy);
@@ -72,7 +70,7 @@ void await_copies(int left) {
   while (int(copies.groups.size()) > left) {
     for (Copy& copy : copies.groups.front()) {
       carry_out(copy);
-      complete_copy(copy.to, kCopied);
+      complete_copy(copy.to, copy.size);
     }
     copies.groups.pop_front();
   }

@@ -12,8 +12,8 @@ void set_moment(Moment moment, unsigned seed);
 // Forgets the copies of the block before.
 void start_copies();
 
-// 16 bytes from global to shared memory: the first `bytes`, then zeros.
-void start_copy(void* to, const void* from, int bytes, Location location);
+// `size` bytes from global to shared memory: the first `bytes`, then zeros.
+void start_copy(void* to, const void* from, int size, int bytes, Location location);
 void commit_copies();
 // Waits for all groups of the running thread but the latest `left`.
 void await_copies(int left);

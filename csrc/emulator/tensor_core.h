@@ -27,7 +27,10 @@ namespace quaver::gpu {
 #define QUAVER_CALLER emulator::Location location = emulator::Location::here()
 
 inline void copy_async(void* to, const void* from, int bytes, QUAVER_CALLER) {
-  emulator::start_copy(to, from, bytes, location);
+  emulator::start_copy(to, from, 16, bytes, location);
+}
+inline void copy_async_8(void* to, const void* from, int bytes, QUAVER_CALLER) {
+  emulator::start_copy(to, from, 8, bytes, location);
 }
 inline void commit_copies() { emulator::commit_copies(); }
 template <int N>

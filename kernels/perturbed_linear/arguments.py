@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._autocast import autocast
 from .._seeds import Seed, check_floating
 from ..perturb.arguments import noise_place, seeds_and_sigma, sigma_tensor
 
@@ -24,18 +25,6 @@ class Arguments(NamedTuple):
     row_offset: int
     column_offset: int
     row_length: int
-
-
-#: The kinds of devices that have autocast, looked up once: torch 2.11 compiles no call of is_autocast_available.
-_AUTOCAST = frozenset(kind for kind in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(kind))
-
-
-def _autocast(x: Tensor) -> Tensor:
-    """x in the dtype that autocast gives the inputs of a matrix product."""
-    kind = x.device.type
-    if x.dtype == torch.float64 or kind not in _AUTOCAST or not torch.is_autocast_enabled(kind):
-        return x
-    return x.to(torch.get_autocast_dtype(kind))
 
 
 def _check_same_device(name: str, tensor: Tensor, weight: Tensor) -> None:
@@ -92,8 +81,7 @@ def checked(
     Raises:
         TypeError, ValueError: for arguments that do not fit, naming the argument.
     """
-    if isinstance(x, Tensor) and x.is_floating_point():
-        x = _autocast(x)
+    x = autocast(x)
     _check_input(x, weight)
     seeds, sigmas = seeds_and_sigma(weight, sigma, seed)
     bias_sigmas = None

@@ -6,10 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._autocast import autocast
 from .._seeds import check_floating, compute_dtype
-
-#: The kinds of devices that have autocast, looked up once: torch 2.11 compiles no call of is_autocast_available.
-_AUTOCAST = frozenset(kind for kind in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(kind))
 
 
 class Attention(NamedTuple):
@@ -48,20 +46,6 @@ class NJX(NamedTuple):
     exchange_tokens: int
     causal: bool
     scale: float
-
-
-def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in the dtype that autocast gives the inputs of matrix products."""
-    kind = tensors[0].device.type if isinstance(tensors[0], Tensor) else ""
-    if kind not in _AUTOCAST or not torch.is_autocast_enabled(kind):
-        return tensors
-    dtype = torch.get_autocast_dtype(kind)
-
-    def cast(x: Tensor) -> Tensor:
-        lower = isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64
-        return x.to(dtype) if lower else x
-
-    return tuple(cast(x) for x in tensors)
 
 
 def _check_same(name: str, tensor: Tensor, like: Tensor, of: str) -> None:
@@ -165,7 +149,7 @@ def attention(
     Raises:
         TypeError, ValueError: for arguments that do not fit, naming the argument.
     """
-    q, k, v = _autocast(q, k, v)
+    q, k, v = autocast(q), autocast(k), autocast(v)
     _check_heads(q, k, v)
     _check_window(window)
     _check_bool("causal", causal)
@@ -192,7 +176,7 @@ def exchange(summary: Tensor, source: Tensor | None, causal: bool, scale: float 
     Raises:
         TypeError, ValueError: for arguments that do not fit, naming the argument.
     """
-    (summary,) = _autocast(summary)
+    summary = autocast(summary)
     check_floating("summary", summary)
     if summary.dim() != 4 or summary.shape[-1] == 0:
         raise ValueError(f"summary: expected [B, H, W, d], d at least 1, got {list(summary.shape)}")
@@ -231,7 +215,7 @@ def njx(
     Raises:
         TypeError, ValueError: for arguments that do not fit, naming the argument.
     """
-    q, k, v = _autocast(q, k, v)
+    q, k, v = autocast(q), autocast(k), autocast(v)
     _check_heads(q, k, v)
     _check_window(window)
     _check_bool("causal", causal)

@@ -8,8 +8,8 @@ from torch import Tensor
 from .. import _ops
 from .._autograd import differentiable
 from .._backends import choose, transformed
+from .._second import derivative_of_gradient
 from . import arguments, reference
-from .second import derivative_of_gradient
 from .tuning import CUDA_ORDER, cuda_width
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._seeds import compute_dtype
+from ._seeds import compute_dtype
 
 
 def derivative_of_gradient(

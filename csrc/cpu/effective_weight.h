@@ -1,0 +1,104 @@
+// W + gain * Delta_b, or Delta_b alone, written to memory: for spectral_delta, and for a backward pass without what
+// forward could have kept.
+#pragma once
+#include "cpu/scaled_product.h"
+
+namespace quaver::cpu {
+
+// up's factors side by side, [N, R], in C; gain: of each row, or null.
+template <class C>
+void concatenate(C* to, const Tensor& up, const C* gain) {
+  const int64_t factors = up.size(0), rows = up.size(1), rank = up.size(2), ranks = factors * rank;
+  const auto& loops = loops_of(up.scalar_type());
+  const char* from = const_data<char>(up);
+  const int64_t factor = up.stride(0), row = up.stride(1);
+  const bool adjacent = factor == rank;
+  for_rows(rows, ranks, [&](int64_t n) {
+    C* out = to + n * ranks;
+    for (int64_t f = 0; f < (adjacent ? 1 : factors); f++) {
+      loops.widen(out + f * rank, from, f * factor + n * row, adjacent ? ranks : rank);
+    }
+    if (gain) spectral_loops_of<C>().scale_panel(out, out, gain + n, ranks, 1);
+  });
+}
+
+// A [rows, columns] of C as a matrix of the arithmetic's own type: itself, or rounded to bf16 in `buffer`.
+template <class C>
+Matrix<C> multiplied_as(const Arithmetic<C>& how, const C* wide, int64_t rows, int64_t columns, int64_t stride,
+                        bool transposed, uint16_t* buffer) {
+  const int64_t depth = transposed ? rows : columns;
+  if (!how.pairs) return {reinterpret_cast<const char*>(wide), stride, transposed};
+  for_rows(rows, columns, [&](int64_t r) { how.narrow->store(buffer, r * stride, wide + r * stride, columns); });
+  return {reinterpret_cast<const char*>(buffer), stride, transposed, how.narrow, how.pairs, depth};
+}
+
+// The factors, in the dtype that is multiplied.
+template <class C>
+class EffectiveWeight {
+ public:
+  // down [2n, r, K] contiguous, up as of rows_of_factors(), coefficients [B, 2n]; weight [N, K] or none, of one dtype.
+  EffectiveWeight(const Tensor& down, const Tensor& up, const Tensor& coefficients, const C* gain, const Tensor* weight)
+      : how_(down.scalar_type()),
+        rows_(up.size(1)),
+        columns_(down.size(2)),
+        ranks_(down.size(0) * down.size(1)),
+        rank_(down.size(1)),
+        down_(down),
+        up_(up),
+        gain_(gain),
+        weight_(weight),
+        scales_(expanded<C>(coefficients, down.size(1))) {}
+
+  // to: [samples, N, K] of the factors' dtype, contiguous, of samples first .. first + samples - 1.
+  void run(char* to, int64_t first, int64_t samples) const {
+    const auto& loops = how_.loops;
+    const auto stripes = stripes_of(columns_, loops.columns, samples);
+    C* wide = workspace<C>(Use::kSums, rows_ * ranks_);
+    concatenate(wide, up_, gain_);
+    auto* narrow = workspace<uint16_t>(Use::kSamples, how_.pairs ? rows_ * ranks_ : 0);
+    const ScaledProduct<C> product(how_, multiplied_as(how_, wide, rows_, ranks_, ranks_, false, narrow), rows_, ranks_,
+                                   stripes, [&](C* panel, const Stripe& s) {
+                                     const Matrix<C> down{const_data<char>(down_), columns_, true, how_.narrow};
+                                     down.pack(loops, {panel, loops.columns, std::max<int64_t>(1, ranks_), 1}, 0,
+                                               s.first, s.count, 0, 0, ranks_);
+                                   });
+    const int64_t count = int64_t(stripes.size());
+    parallel_for(0, samples * count, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; t++) {
+        make(product, t % count, stripes[size_t(t % count)], to, t / count, first + t / count);
+      }
+    });
+  }
+
+ private:
+  void make(const ScaledProduct<C>& product, int64_t s, const Stripe& stripe, char* out, int64_t sample,
+            int64_t b) const {
+    const C* scales = scales_.data() + b * ranks_;
+    const int64_t at = sample * rows_ * columns_ + stripe.first, width = how_.loops.columns;
+    C* to = reinterpret_cast<C*>(out) + at;
+    int64_t stride = columns_;
+    if (how_.narrow) {
+      to = workspace<C>(Use::kTile, rows_ * width);
+      stride = width;
+    }
+    if (weight_) {
+      const auto& loops = loops_of(weight_->scalar_type());
+      for (int64_t n = 0; n < rows_; n++) {
+        loops.widen(to + n * stride, const_data<char>(*weight_), n * columns_ + stripe.first, stripe.count);
+      }
+    }
+    product.run(s, stripe, 0, rows_, scales, to, stride, weight_ != nullptr);
+    if (!how_.narrow) return;
+    for (int64_t n = 0; n < rows_; n++) how_.narrow->store(out, at + n * columns_, to + n * stride, stripe.count);
+  }
+
+  const Arithmetic<C> how_;
+  const int64_t rows_, columns_, ranks_, rank_;
+  const Tensor& down_;
+  const Tensor& up_;
+  const C* gain_;
+  const Tensor* weight_;
+  const std::vector<C> scales_;
+};
+
+}  // namespace quaver::cpu

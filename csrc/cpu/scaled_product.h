@@ -1,0 +1,77 @@
+// A diag(c_b) B for many c: what a sample's Delta is. B's panels are packed once; for each sample a block of them is
+// scaled in the L1 cache and multiplied at once, so that a scaled factor is never in memory.
+#pragma once
+#include "cpu/spectral_products.h"
+
+namespace quaver::cpu {
+
+// Columns first .. first + count - 1 of a result: one panel, or the left part of one.
+struct Stripe {
+  int64_t first, count;
+};
+
+// Of panels of `width`; cut into as many equal parts as there are threads where there are few.
+inline std::vector<Stripe> stripes_of(int64_t columns, int64_t width, int64_t samples) {
+  const int64_t threads = torch::stable::get_num_threads();
+  const bool few = samples * ceil_div(columns, width) < 8 * threads;
+  // A vector of any level and type divides it.
+  constexpr int64_t kStep = 16;
+  const int64_t part = few ? round_up(ceil_div(columns, threads), kStep) : columns;
+  std::vector<Stripe> stripes;
+  for (int64_t begin = 0; begin < columns; begin += part) {
+    const int64_t end = std::min(columns, begin + part);
+    for (int64_t j = begin; j < end; j += width) stripes.push_back({j, std::min(width, end - j)});
+  }
+  return stripes;
+}
+
+template <class C>
+class ScaledProduct {
+ public:
+  // left [rows, rank]; fill(to, stripe) packs a stripe of B [rank, columns]: element (k, i) at to[k * width + i], in
+  // single elements of C. Both are in this thread's workspaces `Use::kLeft` and `Use::kFactors` from then on.
+  template <class Fill>
+  ScaledProduct(const Arithmetic<C>& how, const Matrix<C>& left, int64_t rows, int64_t rank,
+                const std::vector<Stripe>& stripes, Fill&& fill)
+      : how_(how), rank_(rank), depth_(how.elements(rank)), block_(depth_block(depth_, how.loops.depth)) {
+    const auto& loops = how.loops;
+    left_ = left_of(loops, left, rows, depth_, block_,
+                    workspace<C>(Use::kLeft, left_size(loops, left, rows, depth_, block_)));
+    C* panels = workspace<C>(Use::kFactors, int64_t(stripes.size()) * size());
+    parallel_for(0, int64_t(stripes.size()), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t s = begin; s < end; s++) fill(panels + s * size(), stripes[size_t(s)]);
+    });
+    panels_ = panels;
+  }
+
+  // to [rows, columns of stripe `s`] = (accumulate: +) left diag(scales) B, of rows i on, a multiple of a tile's.
+  void run(int64_t s, const Stripe& stripe, int64_t i, int64_t rows, const C* scales, C* to, int64_t stride,
+           bool accumulate) const {
+    const int64_t width = how_.loops.columns;
+    C* scaled = workspace<C>(Use::kScaled, width * block_);
+    for (int64_t at = 0; at == 0 || at < depth_; at += block_) {
+      const int64_t part = std::min(block_, depth_ - at), single = at * how_.together();
+      scale(scaled, panels_ + s * size() + single * width, scales + single, width,
+            std::min(part * how_.together(), rank_ - single));
+      how_.loops.multiply(rows, stripe.count, part, left_.at(i, at), scaled, 0, to, stride, nullptr,
+                          accumulate || at > 0);
+    }
+  }
+
+ private:
+  int64_t size() const { return how_.loops.columns * rank_; }
+
+  void scale(C* to, const C* from, const C* scales, int64_t width, int64_t singles) const {
+    if constexpr (std::is_same_v<C, float>) {
+      if (how_.pairs) return spectral_loops().pair_panel(to, from, scales, width, singles);
+    }
+    spectral_loops_of<C>().scale_panel(to, from, scales, width, singles);
+  }
+
+  const Arithmetic<C>& how_;
+  const int64_t rank_, depth_, block_;
+  Left<C> left_;
+  const C* panels_;
+};
+
+}  // namespace quaver::cpu

@@ -1,0 +1,247 @@
+#include "cpu/spectral_loops.h"
+
+#include <cmath>
+
+#include "common/dtype.h"
+#include "cpu/level.h"
+#include "cpu/transpose.h"
+
+namespace {
+
+template <class T>
+void scale_panel(T* to, const T* from, const T* scales, int64_t width, int64_t depth) {
+  for (int64_t k = 0; k < depth; k++, to += width, from += width) {
+    const T scale = scales[k];
+    for (int64_t i = 0; i < width; i++) to[i] = from[i] * scale;
+  }
+}
+
+template <class T>
+void scale_columns(T* x, int64_t stride, const T* factors, int64_t rows, int64_t columns) {
+  for (int64_t i = 0; i < rows; i++, x += stride) {
+    for (int64_t j = 0; j < columns; j++) x[j] *= factors[j];
+  }
+}
+
+template <class T>
+void add_scaled_columns(T* sum, int64_t sum_stride, const T* x, int64_t stride, const T* factors, int64_t rows,
+                        int64_t columns) {
+  for (int64_t i = 0; i < rows; i++, sum += sum_stride, x += stride) {
+    for (int64_t j = 0; j < columns; j++) sum[j] += x[j] * factors[j];
+  }
+}
+
+template <class T>
+void add_scaled_rows(T* sum, int64_t sum_stride, const T* x, int64_t stride, const T* factors, int64_t rows,
+                     int64_t columns) {
+  for (int64_t i = 0; i < rows; i++, sum += sum_stride, x += stride) {
+    const T factor = factors[i];
+    for (int64_t j = 0; j < columns; j++) sum[j] += x[j] * factor;
+  }
+}
+
+// A few columns at a time, whose sums are in registers.
+template <class T, int V>
+QUAVER_INLINE void column_dots_of(T* sums, const T* x, int64_t stride, const T* y, int64_t y_stride, int64_t rows) {
+  Vector<T> sum[V] = {};
+  for (int64_t i = 0; i < rows; i++, x += stride, y += y_stride) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      sum[v] = multiply_add(load<Vector<T>>(x + v * kLanes<T>), load<Vector<T>>(y + v * kLanes<T>), sum[v]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < V; v++) store(sums + v * kLanes<T>, sum[v]);
+}
+
+template <class T>
+void column_dots(T* sums, const T* x, int64_t stride, const T* y, int64_t y_stride, int64_t rows, int64_t columns) {
+  int64_t j = 0;
+  for (; j + 4 * kLanes<T> <= columns; j += 4 * kLanes<T>) {
+    column_dots_of<T, 4>(sums + j, x + j, stride, y + j, y_stride, rows);
+  }
+  for (; j + kLanes<T> <= columns; j += kLanes<T>) {
+    column_dots_of<T, 1>(sums + j, x + j, stride, y + j, y_stride, rows);
+  }
+  for (; j < columns; j++) {
+    T sum = 0;
+    for (int64_t i = 0; i < rows; i++) sum += x[i * stride + j] * y[i * y_stride + j];
+    sums[j] = sum;
+  }
+}
+
+template <class T>
+T dot(const T* x, const T* y, int64_t count) {
+  Vector<T> sum[2] = {};
+  int64_t j = 0;
+  for (; j + 2 * kLanes<T> <= count; j += 2 * kLanes<T>) {
+#pragma GCC unroll 2
+    for (int v = 0; v < 2; v++) {
+      sum[v] = multiply_add(load<Vector<T>>(x + j + v * kLanes<T>), load<Vector<T>>(y + j + v * kLanes<T>), sum[v]);
+    }
+  }
+  sum[0] += sum[1];
+  T total = 0;
+  for (int l = 0; l < kLanes<T>; l++) total += sum[0][l];
+  for (; j < count; j++) total += x[j] * y[j];
+  return total;
+}
+
+template <class T>
+void transpose(T* to, int64_t to_stride, const T* from, int64_t stride, int64_t rows, int64_t columns) {
+  constexpr int64_t kSide = kLanes<T>;
+  int64_t i = 0;
+  for (; i + kSide <= rows; i += kSide) {
+    int64_t j = 0;
+    for (; j + kSide <= columns; j += kSide) {
+      transpose_tile(from + i * stride + j, stride, to + j * to_stride + i, to_stride);
+    }
+    for (; j < columns; j++) {
+      for (int64_t r = i; r < i + kSide; r++) to[j * to_stride + r] = from[r * stride + j];
+    }
+  }
+  for (; i < rows; i++) {
+    for (int64_t j = 0; j < columns; j++) to[j * to_stride + i] = from[i * stride + j];
+  }
+}
+
+void turn_precisely(double* cosines, double* angles, int64_t count) {
+  for (int64_t i = 0; i < count; i++) {
+    const double angle = angles[i];
+    cosines[i] = std::cos(angle);
+    angles[i] = std::sin(angle);
+  }
+}
+
+// Angles of float32: reduced to a quarter of a turn in float64, then polynomials in float64, so that only the result is
+// rounded. Larger ones than 2^20 lose digits in the reduction: those, infinities and what is no number go to the
+// library.
+void turn_floats(float* cosines, float* angles, int64_t count) {
+  constexpr double kRound = 0x1.8p52, kQuarters = 0x1.45f306dc9c883p-1;   // 2 / pi
+  constexpr double kHigh = 0x1.921fb544p0, kLow = 0x1.0b4611a626331p-34;  // pi / 2 = kHigh + kLow
+  constexpr int64_t kTogether = 64;
+  double sines[kTogether], cosine[kTogether], quarters[kTogether];
+  for (int64_t first = 0; first < count; first += kTogether) {
+    const int64_t now = count - first < kTogether ? count - first : kTogether;
+    float *c = cosines + first, *s = angles + first;
+    for (int64_t i = 0; i < now; i++) {
+      const double x = double(s[i]), quarter = (x * kQuarters + kRound) - kRound;
+      const double r = (x - quarter * kHigh) - quarter * kLow, z = r * r;
+      // Taylor's: the next terms are below 1e-9 for |r| <= pi / 4.
+      sines[i] =
+          r + r * z * (-1.0 / 6 + z * (1.0 / 120 + z * (-1.0 / 5040 + z * (1.0 / 362880 + z * (-1.0 / 39916800)))));
+      cosine[i] =
+          1 + z * (-0.5 + z * (1.0 / 24 + z * (-1.0 / 720 + z * (1.0 / 40320 + z * (-1.0 / 3628800 + z / 479001600)))));
+      quarters[i] = quarter;
+    }
+    for (int64_t i = 0; i < now; i++) {
+      const float x = s[i];
+      if (!(x < 0x1p20f && x > -0x1p20f)) {
+        c[i] = float(std::cos(double(x)));
+        s[i] = float(std::sin(double(x)));
+        continue;
+      }
+      const int64_t quarter = int64_t(quarters[i]);
+      const double of_sine = quarter & 1 ? cosine[i] : sines[i], of_cosine = quarter & 1 ? sines[i] : cosine[i];
+      s[i] = float(quarter & 2 ? -of_sine : of_sine);
+      c[i] = float((quarter + 1) & 2 ? -of_cosine : of_cosine);
+    }
+  }
+}
+
+// V vectors of elements and M rows: their sums are in registers.
+template <class T, int V, int M>
+void add_factors_of(T* sums, int64_t sums_stride, const T* up, int64_t factor_stride, int64_t factors,
+                    const T* const* z, int64_t z_stride, int64_t z_factor) {
+  using Lanes = Vector<T>;
+  Lanes sum[V][M];
+#define QUAVER_EACH_SUM \
+  _Pragma("GCC unroll 8") for (int v = 0; v < V; v++) _Pragma("GCC unroll 4") for (int m = 0; m < M; m++)
+  QUAVER_EACH_SUM sum[v][m] = load<Lanes>(sums + m * sums_stride + v * kLanes<T>);
+  // Rows of a factor are pages apart, where the hardware does not look ahead.
+  constexpr int kAheadFactors = 6;
+  for (int64_t f = 0; f < factors; f++) {
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) {
+      __builtin_prefetch(up + kAheadFactors * factor_stride + v * kLanes<T>);
+      const Lanes row = load<Lanes>(up + v * kLanes<T>);
+#pragma GCC unroll 4
+      for (int m = 0; m < M; m++) {
+        sum[v][m] = multiply_add(row, load<Lanes>(z[v] + m * z_stride + f * z_factor), sum[v][m]);
+      }
+    }
+    up += factor_stride;
+  }
+  QUAVER_EACH_SUM store(sums + m * sums_stride + v * kLanes<T>, sum[v][m]);
+#undef QUAVER_EACH_SUM
+}
+
+template <class T>
+using AddFactors = void (*)(T* sums, int64_t sums_stride, const T* up, int64_t factor_stride, int64_t factors,
+                            const T* const* z, int64_t z_stride, int64_t z_factor);
+template <class T, int V>
+constexpr AddFactors<T> kAddFactors[] = {add_factors_of<T, V, 1>, add_factors_of<T, V, 2>, add_factors_of<T, V, 3>,
+                                         add_factors_of<T, V, 4>};
+
+template <class T>
+void add_factors(T* sums, int64_t sums_stride, const T* up, int64_t factor_stride, int64_t factors, int64_t elements,
+                 int64_t rank, const T* z, int64_t z_stride, int64_t z_factor, int64_t rows) {
+  constexpr int kMost = 8;
+  int64_t e = 0;
+  while (e + kLanes<T> <= elements) {
+    const int64_t vectors = (elements - e) / kLanes<T>;
+    // Eight accumulators hide the latency of one row's, sixteen are all that two operands leave of 32 registers.
+    const int wide = rows == 1 && vectors >= kMost ? kMost : vectors >= 4 ? 4 : 1;
+    const T* of[kMost];
+    for (int v = 0; v < wide; v++) of[v] = z + (e + v * kLanes<T>) % rank;
+    const AddFactors<T>* add = wide == kMost ? kAddFactors<T, kMost>
+                               : wide == 4   ? kAddFactors<T, 4>
+                                             : kAddFactors<T, 1>;
+    for (int64_t m = 0; m < rows; m += 4) {
+      const T* of_rows[kMost];
+      for (int v = 0; v < wide; v++) of_rows[v] = of[v] + m * z_stride;
+      const int64_t now = rows - m < 4 ? rows - m : 4;
+      add[now - 1](sums + m * sums_stride + e, sums_stride, up + e, factor_stride, factors, of_rows, z_stride,
+                   z_factor);
+    }
+    e += wide * kLanes<T>;
+  }
+  for (; e < elements; e++) {
+    for (int64_t m = 0; m < rows; m++) {
+      T sum = 0;
+      for (int64_t f = 0; f < factors; f++) {
+        sum += up[f * factor_stride + e] * z[m * z_stride + f * z_factor + e % rank];
+      }
+      sums[m * sums_stride + e] += sum;
+    }
+  }
+}
+
+void pair_panel(float* to, const float* from, const float* scales, int64_t width, int64_t singles) {
+  for (int64_t k = 0; k < singles; k += 2, to += width, from += 2 * width) {
+    const float even = scales ? scales[k] : 1, odd = k + 1 == singles ? 0 : scales ? scales[k + 1] : 1;
+    // Of the last row of an odd depth there is no partner to read.
+    const float* partner = k + 1 < singles ? from + width : from;
+    for (int64_t i = 0; i < width; i++) {
+      const uint32_t low = quaver::narrow<quaver::bfloat16>(from[i] * even).bits;
+      const uint32_t high = k + 1 < singles ? quaver::narrow<quaver::bfloat16>(partner[i] * odd).bits : 0;
+      const uint32_t both = low | high << 16;
+      std::memcpy(to + i, &both, sizeof both);
+    }
+  }
+}
+
+template <class T>
+constexpr quaver::cpu::SpectralLoopsOf<T> loops_with(void (*turn)(T*, T*, int64_t)) {
+  return {scale_panel<T>, scale_columns<T>, add_scaled_columns<T>, add_scaled_rows<T>,
+          column_dots<T>, dot<T>,           transpose<T>,          turn,
+          kLanes<T>,      add_factors<T>};
+}
+
+}  // namespace
+
+namespace quaver::cpu {
+extern const SpectralLoops QUAVER_AT_LEVEL(spectral_loops);
+const SpectralLoops QUAVER_AT_LEVEL(spectral_loops) = {loops_with<float>(turn_floats),
+                                                       loops_with<double>(turn_precisely), pair_panel};
+}  // namespace quaver::cpu

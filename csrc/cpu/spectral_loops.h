@@ -1,0 +1,48 @@
+// The inner loops of spectral_linear beside its products, compiled once per instruction set. Matrices are rows of
+// `columns` elements, `stride` apart.
+#pragma once
+#include <cstdint>
+
+#include "cpu/simd_level.h"
+
+namespace quaver::cpu {
+
+template <class T>
+struct SpectralLoopsOf {
+  // to[k * width + i] = from[k * width + i] * scales[k]
+  void (*scale_panel)(T* to, const T* from, const T* scales, int64_t width, int64_t depth);
+  // x[i][j] *= factors[j]
+  void (*scale_columns)(T* x, int64_t stride, const T* factors, int64_t rows, int64_t columns);
+  // sum[i][j] += x[i][j] * factors[j]
+  void (*add_scaled_columns)(T* sum, int64_t sum_stride, const T* x, int64_t stride, const T* factors, int64_t rows,
+                             int64_t columns);
+  // sum[i][j] += x[i][j] * factors[i]
+  void (*add_scaled_rows)(T* sum, int64_t sum_stride, const T* x, int64_t stride, const T* factors, int64_t rows,
+                          int64_t columns);
+  // sums[j] = sum_i x[i][j] * y[i][j]
+  void (*column_dots)(T* sums, const T* x, int64_t stride, const T* y, int64_t y_stride, int64_t rows, int64_t columns);
+  // sum_j x[j] * y[j], in a fixed order
+  T (*dot)(const T* x, const T* y, int64_t count);
+  // to[j][i] = from[i][j]
+  void (*transpose)(T* to, int64_t to_stride, const T* from, int64_t stride, int64_t rows, int64_t columns);
+  // cosines[i] = cos(angles[i]), then angles[i] = sin(angles[i])
+  void (*turn)(T* cosines, T* angles, int64_t count);
+  // The lanes of a vector.
+  int lanes;
+  // sums[m][e] += sum_f up[f * factor_stride + e] * z[m][f * z_factor + e % rank] for e < elements, m < rows. A row of
+  // z holds, for each factor, its `rank` values again and again, up to rank + lanes of them.
+  void (*add_factors)(T* sums, int64_t sums_stride, const T* up, int64_t factor_stride, int64_t factors,
+                      int64_t elements, int64_t rank, const T* z, int64_t z_stride, int64_t z_factor, int64_t rows);
+};
+
+struct SpectralLoops {
+  SpectralLoopsOf<float> f32;
+  SpectralLoopsOf<double> f64;
+  // Pairs of bf16 along the depth (PairLoops), of a panel of floats: element (k, i) is from(2 k, i) * scales[2 k] in
+  // the low half and its odd neighbour in the high one, a zero where singles is odd; without scales those are 1.
+  void (*pair_panel)(float* to, const float* from, const float* scales, int64_t width, int64_t singles);
+};
+
+QUAVER_LOOPS(SpectralLoops, spectral_loops)
+
+}  // namespace quaver::cpu
