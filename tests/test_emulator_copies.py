@@ -21,6 +21,8 @@ FAULTS = {
     "source_tail": ("source_tail", "out of bounds"),
     "target_bounds": ("target_bounds", "out of bounds"),
     "source_misaligned": ("source", "misaligned access"),
+    "half_misaligned": ("half", "misaligned access"),
+    "half_bounds": ("half", "out of bounds"),
     "target_misaligned": ("target_misaligned", "misaligned access"),
     "row_misaligned": ("row", "misaligned access"),
     "row_bounds": ("row", "out of bounds"),

@@ -18,6 +18,8 @@ enum CopyFault {
   kSourceTail,
   kTargetBounds,
   kSourceMisaligned,
+  kHalfMisaligned,
+  kHalfBounds,
   kTargetMisaligned,
   kRowMisaligned,
   kRowBounds,
@@ -56,7 +58,13 @@ __global__ void products(float* c, const bfloat16* a, const bfloat16* b, int dep
       const int kk = step * kDepth + thread;
       gpu::copy_async(&buffers->b_by_depth[buffer][thread][0], kk < depth ? b + kk * kColumns : b, kk < depth ? 16 : 0);
     } else if (!kByDepth && thread < 2 * kColumns) {
-      gpu::copy_async(&buffers->b[buffer][row][column], bytes ? b + row * depth + k : b, bytes);
+      for (int half = 0; half < 8; half += 4) {
+        const int of_half = max(0, min(8, bytes - 2 * half));
+        const bfloat16* source = of_half ? b + row * depth + k + half : b;
+        if (fault == kHalfMisaligned && thread == 5) source += 2;
+        if (fault == kHalfBounds && thread == 5) source += kColumns * depth;
+        gpu::copy_async_8(&buffers->b[buffer][row][column + half], source, of_half);  // FAULT: half
+      }
     }
     if (fault != kOpenGroup) gpu::commit_copies();
   };

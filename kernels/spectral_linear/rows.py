@@ -1,0 +1,129 @@
+"""Rows of the speed table of spectral_linear: what a user would otherwise write."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .._backends import use_backend
+from .._cases import Row, values
+from .op import spectral_linear
+
+_WIDTH = 448  # N = K
+_FACTORS, _RANK = 20, 16
+
+
+class Inputs(NamedTuple):
+    """As in spectral_linear."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    down: Tensor
+    up: Tensor
+    coefficients: Tensor
+
+
+Call = Callable[[Inputs], Tensor]
+
+
+def _ours(of: Inputs) -> Tensor:
+    return spectral_linear(*of)
+
+
+def _loop(of: Inputs) -> Tensor:
+    """A pass over the tokens for each factor."""
+    out = F.linear(of.x, of.weight, of.bias)
+    for i in range(_FACTORS):
+        out = out + of.coefficients[:, i, None, None].to(out.dtype) * ((of.x @ of.down[i].t()) @ of.up[i].t())
+    return out
+
+
+def _concatenated(of: Inputs) -> Tensor:
+    """All factors in two products, the coefficients between them."""
+    down, up = of.down.flatten(0, 1), of.up.transpose(0, 1).flatten(1)
+    by_column = of.coefficients.to(of.x.dtype).repeat_interleave(_RANK, 1)
+    projected = F.linear(of.x, down) * by_column.unsqueeze(1)
+    return F.linear(of.x, of.weight, of.bias) + F.linear(projected, up)
+
+
+def _effective(of: Inputs) -> Tensor:
+    """Each sample's weight, then a batched product."""
+    down, up = of.down.flatten(0, 1), of.up.transpose(0, 1).flatten(1)
+    by_column = of.coefficients.to(of.x.dtype).repeat_interleave(_RANK, 1)
+    weights = of.weight + (up * by_column.unsqueeze(1)) @ down
+    return torch.baddbmm(of.bias, of.x, weights.transpose(1, 2))
+
+
+def _inputs(batch: int, length: int, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Inputs:
+    def made(shape: tuple[int, ...], number: int, depth: int) -> Tensor:
+        return (values(shape, torch.float32, device, 10 * seed + number) * depth**-0.5).to(dtype)
+
+    return Inputs(
+        made((batch, length, _WIDTH), 1, 1),
+        made((_WIDTH, _WIDTH), 2, _WIDTH),
+        made((_WIDTH,), 3, 1),
+        made((_FACTORS, _RANK, _WIDTH), 4, _WIDTH),
+        made((_FACTORS, _WIDTH, _RANK), 5, _FACTORS * _RANK),
+        values((batch, _FACTORS), torch.float32, device, 6),
+    )
+
+
+class _Rotated:
+    """Calls with inputs that take turns: three layers."""
+
+    def __init__(self, call: Call, inputs: list[Inputs], training: bool) -> None:
+        self._call, self._inputs, self._training, self._next = call, inputs, training, 0
+        self._grad = torch.ones_like(inputs[0].x)
+
+    def __call__(self) -> object:
+        self._next = (self._next + 1) % len(self._inputs)
+        of = self._inputs[self._next]
+        if not self._training:
+            return self._call(of)
+        with torch.enable_grad():
+            leaves = Inputs(*(tensor.detach().requires_grad_() for tensor in of))
+            return torch.autograd.grad(self._call(leaves), leaves, self._grad)
+
+
+def _check(batch: int, length: int, dtype: torch.dtype, device: torch.device) -> None:
+    of = _inputs(min(batch, 2), length, dtype, device)
+    with use_backend("reference"):
+        expected = _ours(Inputs(*(tensor.double() for tensor in of)))
+    error, largest = (_ours(of).double() - expected).abs().max().item(), expected.abs().max().item()
+    if not error <= 8 * torch.finfo(dtype).eps * largest:
+        raise RuntimeError(f"spectral_linear: an error of {error} against the reference")
+
+
+def _row(batch: int, length: int, dtype: torch.dtype, training: bool) -> Row:
+    def variants(device: torch.device) -> dict[str, Callable[[], object]]:
+        torch.compiler.reset()
+        calls: dict[str, Call] = {"quaver": _ours, "naive": _loop, "concatenated": _concatenated, "W_eff": _effective}
+        calls["torch.compile"] = torch.compile(_loop, dynamic=False)
+        inputs = [_inputs(batch, length, dtype, device, seed) for seed in range(3)]
+        return {name: _Rotated(call, inputs, training) for name, call in calls.items()}
+
+    kind = {torch.float32: "", torch.bfloat16: " bf16"}[dtype]
+    elements = batch * length * _WIDTH
+    return Row(
+        "spectral_linear" + (" fwd+bwd" if training else ""),
+        f"{batch}x{length}, {_WIDTH}x{_WIDTH}{kind}",
+        ("quaver", "naive", "concatenated", "W_eff", "torch.compile"),
+        variants,
+        lambda device: _check(batch, length, dtype, device),
+        (2 * elements + _WIDTH * _WIDTH) * dtype.itemsize,
+        elements,
+        quick=(batch, length) == (8, 512) and dtype == torch.float32 and not training,
+        slow=("torch.compile",),
+    )
+
+
+ROWS = [
+    _row(batch, length, dtype, training)
+    for dtype in (torch.float32, torch.bfloat16)
+    for training in (False, True)
+    for batch, length in ((8, 512), (8, 128), (64, 128), (1, 1), (8, 1), (64, 1))
+    if not (training and length == 1)
+]
