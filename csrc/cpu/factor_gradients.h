@@ -25,16 +25,9 @@ void write_up_and_gain(const FactorGradients& out, const C* sums, const C* up, c
                        int64_t ranks) {
   const auto& loops = spectral_loops_of<C>();
   if (out.gain) {
-    std::vector<C> of_gain(static_cast<size_t>(rows));
-    for_rows(rows, ranks, [&](int64_t n) { of_gain[size_t(n)] = loops.dot(sums + n * ranks, up + n * ranks, ranks); });
-    C* to = data<C>(*out.gain);
-    if (out.gain->dim() == 1) {
-      std::copy(of_gain.begin(), of_gain.end(), to);
-    } else {
-      double total = 0;
-      for (const C value : of_gain) total += double(value);
-      *to = C(total);
-    }
+    std::vector<double> of_rows(static_cast<size_t>(rows));
+    for_rows(rows, ranks, [&](int64_t n) { of_rows[size_t(n)] = loops.dot(sums + n * ranks, up + n * ranks, ranks); });
+    write_gain(*out.gain, of_rows);
   }
   if (!out.up) return;
   const int64_t factors = out.up->size(0), rank = out.up->size(2);

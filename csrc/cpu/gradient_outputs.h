@@ -34,6 +34,18 @@ void store_all(Tensor& out, const C* values) {
                [&](int64_t begin, int64_t end) { loops.store(to, begin, values + begin, end - begin); });
 }
 
+// The gradient of a gain, [N] or of all rows together.
+inline void write_gain(Tensor& out, const std::vector<double>& of_rows) {
+  double total = 0;
+  for (const double value : of_rows) total += value;
+  const std::vector<double> one{total};
+  const std::vector<double>& values = out.dim() == 1 ? of_rows : one;
+  with_compute(out.scalar_type(), [&](auto zero) {
+    const std::vector<decltype(zero)> rounded(values.begin(), values.end());
+    store_all(out, rounded.data());
+  });
+}
+
 // Where a product in C goes to in a tensor's dtype.
 inline Place place_of(Tensor& out, int64_t stride) {
   return {output<char>(out), stride, narrow_loops(out.scalar_type())};

@@ -25,6 +25,10 @@ inline std::vector<Stripe> stripes_of(int64_t columns, int64_t width, int64_t sa
   return stripes;
 }
 
+// The depth that is scaled at a time: 48 columns of it take 36 of the L1 cache's 48 KiB, and sums in blocks of it have
+// a smaller error than longer ones (448 x 448 of rank 1536: 27.5 ms of 8 samples with 512 tokens, with 384 27.0).
+constexpr int64_t kScaledDepth = 192;
+
 template <class C>
 class ScaledProduct {
  public:
@@ -33,7 +37,7 @@ class ScaledProduct {
   template <class Fill>
   ScaledProduct(const Arithmetic<C>& how, const Matrix<C>& left, int64_t rows, int64_t rank,
                 const std::vector<Stripe>& stripes, Fill&& fill)
-      : how_(how), rank_(rank), depth_(how.elements(rank)), block_(depth_block(depth_, how.loops.depth)) {
+      : how_(how), rank_(rank), depth_(how.elements(rank)), block_(depth_block(depth_, kScaledDepth)) {
     const auto& loops = how.loops;
     left_ = left_of(loops, left, rows, depth_, block_,
                     workspace<C>(Use::kLeft, left_size(loops, left, rows, depth_, block_)));

@@ -235,7 +235,7 @@ void weight_gradients(const DeltaInputs& in, const Samples& grad, const std::vec
         if (of_gain) {
           C* shift = workspace<C>(Use::kLine, inputs);
           of_deltas.widen(shift, const_data<char>(in.delta), at, inputs);
-          dots[size_t(n)] += double(spectral.dot(row, shift, inputs));
+          dots[size_t(n)] += spectral.dot(row, shift, inputs);
         }
         if (!of_delta) continue;
         if (!gain.empty()) spectral.scale_panel(row, row, gain.data() + n, inputs, 1);
@@ -244,14 +244,7 @@ void weight_gradients(const DeltaInputs& in, const Samples& grad, const std::vec
     });
   }
   if (of_weight) store_all(*of_weight, data<C>(sums));
-  if (!of_gain) return;
-  C* of_rows = data<C>(*of_gain);
-  double total = 0;
-  for (int64_t n = 0; n < outputs; n++) {
-    if (of_gain->dim() == 1) of_rows[n] = C(dots[size_t(n)]);
-    total += dots[size_t(n)];
-  }
-  if (of_gain->dim() == 0) *of_rows = C(total);
+  if (of_gain) write_gain(*of_gain, dots);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> delta_linear_backward(const Tensor& grad_, const Tensor& x,

@@ -1,4 +1,6 @@
 // torch.ops.quaver.spectral_linear on the CPU. Schema: kernels/spectral_linear/schemas.py.
+#include <numeric>
+
 #include "cpu/scaled_product.h"
 #include "cpu/spectral_inputs.h"
 
@@ -148,7 +150,10 @@ class ByDelta {
     const auto& loops = how_.loops;
     const int64_t width = loops.columns, length = in_.x.length, block = x_block_ * how_.together();
     // Row k of the panel is column k of these rows of W.
-    const int64_t most = std::min(inputs_, std::max(x_block_, kPanelDepth / x_block_ * x_block_) * how_.together());
+    // Parts of the depth begin with a block of x and with a tile of rows of the panel.
+    const int64_t unit = std::lcm(x_block_ * how_.together(), int64_t(loops.rows));
+    const int64_t whole = unit * std::max<int64_t>(1, kPanelDepth / unit);
+    const int64_t most = std::clamp<int64_t>(inputs_, 1, whole);
     C* panel = workspace<C>(Use::kPanel, std::max<int64_t>(1, round_up(most, block)) * width);
     const Matrix<C> weight{const_data<char>(in_.weight), inputs_, false, how_.narrow};
     C* to = reinterpret_cast<C*>(out_) + b * length * outputs_ + stripe.first;

@@ -71,19 +71,15 @@ void column_dots(T* sums, const T* x, int64_t stride, const T* y, int64_t y_stri
 }
 
 template <class T>
-T dot(const T* x, const T* y, int64_t count) {
-  Vector<T> sum[2] = {};
+double dot(const T* x, const T* y, int64_t count) {
+  constexpr int kSums = 16;
+  double sums[kSums] = {}, total = 0;
   int64_t j = 0;
-  for (; j + 2 * kLanes<T> <= count; j += 2 * kLanes<T>) {
-#pragma GCC unroll 2
-    for (int v = 0; v < 2; v++) {
-      sum[v] = multiply_add(load<Vector<T>>(x + j + v * kLanes<T>), load<Vector<T>>(y + j + v * kLanes<T>), sum[v]);
-    }
+  for (; j + kSums <= count; j += kSums) {
+    for (int l = 0; l < kSums; l++) sums[l] += double(x[j + l]) * double(y[j + l]);
   }
-  sum[0] += sum[1];
-  T total = 0;
-  for (int l = 0; l < kLanes<T>; l++) total += sum[0][l];
-  for (; j < count; j++) total += x[j] * y[j];
+  for (int l = 0; l < kSums; l++) total += sums[l];
+  for (; j < count; j++) total += double(x[j]) * double(y[j]);
   return total;
 }
 

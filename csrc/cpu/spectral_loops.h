@@ -21,8 +21,8 @@ struct SpectralLoopsOf {
                           int64_t columns);
   // sums[j] = sum_i x[i][j] * y[i][j]
   void (*column_dots)(T* sums, const T* x, int64_t stride, const T* y, int64_t y_stride, int64_t rows, int64_t columns);
-  // sum_j x[j] * y[j], in a fixed order
-  T (*dot)(const T* x, const T* y, int64_t count);
+  // sum_j x[j] * y[j], in float64 and in a fixed order
+  double (*dot)(const T* x, const T* y, int64_t count);
   // to[j][i] = from[i][j]
   void (*transpose)(T* to, int64_t to_stride, const T* from, int64_t stride, int64_t rows, int64_t columns);
   // cosines[i] = cos(angles[i]), then angles[i] = sin(angles[i])

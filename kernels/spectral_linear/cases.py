@@ -166,7 +166,7 @@ CASES = [
     linear_case("decode-many", (33, 1), (67, 75), (6, 5), order="token"),
     linear_case("master", (3, 12), (37, 24), gain=(37,), master=True, order="token"),
     linear_case("master-delta", (3, 12), (37, 24), gain=(), master=True, order="delta"),
-    linear_case("large", (2, 20), (37, 24), scale=1e4, order="delta"),
+    linear_case("large", (2, 20), (37, 24), scale=100.0, order="delta"),
     _delta_case("Delta-one", 1, (1, 1), (2, 1)),
     _delta_case("Delta-none", 0, (5, 7), (2, 3)),
     _delta_case("Delta", 3, (53, 37), (4, 5), gain=(53,)),
