@@ -20,8 +20,8 @@ from quaver.kernels.window_attention.tuning import cuda_width
 
 Run = Callable[..., Any]
 
-#: Beside the shared cases: several tiles (of 64 rows for 16-bit types, 32 for float32, 16 for float64), ragged on every axis, and
-#: each width of the kernels.
+#: Beside the shared cases: several tiles (64 rows for 16-bit types, 32 for float32, 16 for float64), ragged on every
+#: axis, and each width of the kernels.
 OWN = [
     shared._attention_case("tiles", (2, 1, 150, 24), 64, select=True),
     shared._attention_case("tiles-uneven", (1, 2, 140, 48), 48, key_heads=1, causal=True, select=True),
