@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from quaver.kernels import _ops
+
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "emulator"
 ORDERS = ("forward", "reverse", "random")
@@ -186,3 +188,14 @@ def load(target: str = "quaver_emulated") -> Emulator:
     path = build(target)
     torch.ops.load_library(path)
     return Emulator(path)
+
+
+@contextmanager
+def ops(*prefixes: str) -> Iterator[Emulator]:
+    """The emulator of the CUDA library while the ops whose names begin so (all without one) are in torch.ops."""
+    library = torch.library.Library("quaver_emulated", "FRAGMENT")
+    for schema in _ops.schemas:
+        if not prefixes or schema.startswith(prefixes):
+            library.define(schema)
+    yield load()
+    library._destroy()

@@ -10,8 +10,6 @@ from emulation import Emulator
 from test_cuda_traffic import CPU, aligned, source
 from torch import Tensor
 
-from quaver.kernels import _ops
-
 #: Of global memory, sectors moved for each that the bytes need, at most; all other lines are 1.
 SECTORS = {
     # One number of each row, in the first of the four lanes that share it.
@@ -23,12 +21,8 @@ floating = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids
 
 @pytest.fixture(scope="module")
 def emulator() -> Iterator[Emulator]:
-    library = torch.library.Library("quaver_emulated", "FRAGMENT")
-    for schema in _ops.schemas:
-        if schema.startswith(("window_", "njx_")):
-            library.define(schema)
-    yield emulation.load()
-    library._destroy()
+    with emulation.ops("window_", "njx_") as loaded:
+        yield loaded
 
 
 def run(emulator: Emulator, name: str, *arguments: Any) -> Any:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from quaver.kernels import _ops
 from quaver.kernels._seeds import DISTRIBUTIONS, FLOATING, compute_dtype, signed
 from quaver.kernels.dropout import op as _dropout_op  # noqa: F401  (defines its schema)
 from quaver.kernels.dropout import reference as dropout
@@ -34,16 +33,12 @@ Run = Callable[..., Any]
 @pytest.fixture(scope="module")
 def run() -> Iterator[Run]:
     """run(op, *arguments, order=...): the emulated op, with every fault that the emulator sees raised."""
-    library = torch.library.Library("quaver_emulated", "FRAGMENT")
-    for schema in _ops.schemas:
-        library.define(schema)
-    emulator = emulation.load()
+    with emulation.ops() as emulator:
 
-    def call(name: str, *arguments: Any, order: str = "forward") -> Any:
-        return emulator.run(lambda: getattr(torch.ops.quaver_emulated, name)(*arguments), order, seed=1)
+        def call(name: str, *arguments: Any, order: str = "forward") -> Any:
+            return emulator.run(lambda: getattr(torch.ops.quaver_emulated, name)(*arguments), order, seed=1)
 
-    yield call
-    library._destroy()
+        yield call
 
 
 def _random(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> Tensor:

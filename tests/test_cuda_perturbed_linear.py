@@ -11,7 +11,6 @@ import torch
 from op_checks import CPU, DTYPES
 from torch import Tensor
 
-from quaver.kernels import _ops
 from quaver.kernels._cases import Case, values
 from quaver.kernels.perturb import reference as perturb
 from quaver.kernels.perturbed_linear import reference
@@ -45,18 +44,13 @@ Run = Callable[..., Any]
 @pytest.fixture(scope="module")
 def run() -> Iterator[Run]:
     """run(op, *arguments, order=, copies=): the emulated op, with every fault that the emulator sees raised."""
-    library = torch.library.Library("quaver_emulated", "FRAGMENT")
-    for schema in _ops.schemas:
-        if schema.startswith("perturbed_linear"):
-            library.define(schema)
-    emulator = emulation.load()
+    with emulation.ops("perturbed_linear") as emulator:
 
-    def call(name: str, *arguments: Any, order: str = "forward", copies: str = "early") -> Any:
-        op = getattr(torch.ops.quaver_emulated, name)
-        return emulator.run(lambda: op(*arguments), order, seed=1, copies=copies)
+        def call(name: str, *arguments: Any, order: str = "forward", copies: str = "early") -> Any:
+            op = getattr(torch.ops.quaver_emulated, name)
+            return emulator.run(lambda: op(*arguments), order, seed=1, copies=copies)
 
-    yield call
-    library._destroy()
+        yield call
 
 
 def arguments_of(case: Case, dtype: torch.dtype) -> Arguments:

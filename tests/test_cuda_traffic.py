@@ -11,7 +11,6 @@ from emulation import Emulator, Traffic
 from test_cuda_perturbed_linear import _SEEDS, arguments_of, case_of, output_gradient
 from torch import Tensor
 
-from quaver.kernels import _ops
 from quaver.kernels._cases import values
 
 Op = Callable[..., Any]
@@ -33,11 +32,8 @@ FLOAT64 = 2.0
 
 @pytest.fixture(scope="module")
 def emulator() -> Iterator[Emulator]:
-    library = torch.library.Library("quaver_emulated", "FRAGMENT")
-    for schema in _ops.schemas:
-        library.define(schema)
-    yield emulation.load()
-    library._destroy()
+    with emulation.ops() as loaded:
+        yield loaded
 
 
 @pytest.fixture

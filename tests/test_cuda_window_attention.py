@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 import emulation
@@ -11,7 +12,7 @@ import torch
 from op_checks import CPU, DTYPES
 from torch import Tensor
 
-from quaver.kernels import _backends, _ops, njx_attention, window_attention, window_exchange
+from quaver.kernels import _backends, njx_attention, window_attention, window_exchange
 from quaver.kernels._cases import Case, values
 from quaver.kernels.window_attention import cases as shared
 from quaver.kernels.window_attention import op as op_module
@@ -20,8 +21,8 @@ from quaver.kernels.window_attention.tuning import cuda_width
 
 Run = Callable[..., Any]
 
-#: Beside the shared cases: several tiles (of 64 rows for 16-bit types, 32 for float32, 16 for float64), ragged on every axis, and
-#: each width of the kernels.
+#: Beside the shared cases: several tiles (64 rows for 16-bit types, 32 for float32, 16 for float64), ragged on every
+#: axis, and each width of the kernels.
 OWN = [
     shared._attention_case("tiles", (2, 1, 150, 24), 64, select=True),
     shared._attention_case("tiles-uneven", (1, 2, 140, 48), 48, key_heads=1, causal=True, select=True),
@@ -34,7 +35,8 @@ OWN = [
 ]
 
 
-def _fits(case: Case, dtype: torch.dtype) -> bool:
+def fits(case: Case, dtype: torch.dtype) -> bool:
+    """Whether the CUDA kernels take heads as wide as the case's."""
     inputs = case.inputs(dtype, CPU)
     return bool(inputs.get("q", inputs.get("summary")).shape[-1] <= cuda_width(dtype))
 
@@ -43,7 +45,7 @@ def _fits(case: Case, dtype: torch.dtype) -> bool:
 COMBINATIONS = [
     pytest.param(case, dtype, id=f"{case}-{dtype}".replace("torch.", ""), marks=() if common else pytest.mark.slow)
     for case, dtype in product([*CASES, *OWN], DTYPES)
-    if _fits(case, dtype)
+    if fits(case, dtype)
     for common in (dtype in (torch.float32, torch.bfloat16) or case.name in ("ragged-causal", "parts", "njx-source"),)
 ]
 combinations = pytest.mark.parametrize("case, dtype", COMBINATIONS)
@@ -52,8 +54,8 @@ combinations = pytest.mark.parametrize("case, dtype", COMBINATIONS)
 class Emulated:
     """The family of ops of one backend, as op.py has it, run by the emulator with every fault that it sees raised."""
 
-    def __init__(self) -> None:
-        self.emulator = emulation.load()
+    def __init__(self, emulator: emulation.Emulator) -> None:
+        self.emulator = emulator
         self.how: dict[str, str] = {}
         family = op_module._Family
         self.attention_gradient = self.op("window_attention_backward", None, None)
@@ -88,12 +90,8 @@ class Emulated:
 
 @pytest.fixture(scope="module")
 def loaded() -> Iterator[Emulated]:
-    library = torch.library.Library("quaver_emulated", "FRAGMENT")
-    for schema in _ops.schemas:
-        if schema.startswith(("window_", "njx_")):
-            library.define(schema)
-    yield Emulated()
-    library._destroy()
+    with emulation.ops("window_", "njx_") as emulator:
+        yield Emulated(emulator)
 
 
 @pytest.fixture
@@ -197,8 +195,42 @@ def test_not_a_number_stays_where_it_is_attended_to(emulated: Emulated, dtype: t
         assert torch.equal(out[0, 0], clean[0, 0])
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("float32", "bfloat16"))
+def test_a_value_that_is_no_number_spoils_no_gradient_of_other_windows(emulated: Emulated, dtype: torch.dtype) -> None:
+    q, k, v = (_heads((1, 1, 70, 16), dtype, seed) for seed in (1, 2, 3))
+    spoiled = v.clone()
+    spoiled[0, 0, 42, 3] = torch.nan
+    other = torch.arange(70) // 8 != 42 // 8  # windows that share a tile with the spoiled one
+    found = []
+    for of_values in (v, spoiled):
+        leaves = [q.clone(), k.clone(), values((1, 1, 70), dtype, CPU, 4)]
+        for leaf in leaves:
+            leaf.requires_grad_()
+        _, summary = window_attention(*leaves[:2], of_values, 8, select=leaves[2])
+        found.append(torch.autograd.grad(summary.sum(), leaves))
+    assert found[1][2][0, 0, ~other].isnan().any()
+    for clean, broken in zip(*found, strict=True):
+        assert torch.equal(clean[0, 0, other], broken[0, 0, other])
+
+
 def test_too_wide_heads_say_so(emulated: Emulated) -> None:
     for width, dtype in ((130, torch.float32), (33, torch.float64)):
         q, k, v = (_heads((1, 1, 4, width), dtype, seed) for seed in (1, 2, 3))
         with pytest.raises(RuntimeError, match=f"up to {cuda_width(dtype)} elements in this dtype, got {width}"):
             window_attention(q, k, v, 2)
+
+
+@pytest.mark.parametrize(
+    "width, dtype", ((128, torch.float32), (129, torch.bfloat16), (32, torch.float64), (33, torch.float64))
+)
+def test_a_gpu_chooses_cuda_for_heads_that_fit(monkeypatch: pytest.MonkeyPatch, width: int, dtype: torch.dtype) -> None:
+    orders = []
+
+    def choose(device: torch.device, order: tuple[str, ...]) -> str:
+        orders.append(order)
+        return "reference"
+
+    monkeypatch.setattr(op_module, "choose", choose)
+    monkeypatch.setattr(op_module, "CUDA_ORDER", ("cuda", "other"))
+    op_module._family(SimpleNamespace(device=torch.device("cuda"), shape=(1, 1, 1, width), dtype=dtype))
+    assert orders == [("cuda", "other") if width <= cuda_width(dtype) else ("other",)]

@@ -30,7 +30,8 @@ QUAVER_INLINE void read_pair_rows(float* to, int64_t pairs, const bfloat16* from
   std::memset(to, 0, size_t((in_blocks(count) - count) * pairs) * 4);
 }
 
-// to [count / 2, width] = the pairs of rows 2 i and 2 i + 1; zeros where there is no row or no column.
+// to [count / 2, width] = the pairs of rows 2 i and 2 i + 1, a zero in the place of the last one's partner. Columns
+// past from_width stay as they are: they make columns of products that nothing reads.
 QUAVER_INLINE void zip_rows(float* to, int64_t width, const bfloat16* from, int64_t from_stride, int64_t count,
                             int64_t from_width) {
   for (int64_t t = 0; t < count; t += 2, to += width) {
@@ -42,7 +43,6 @@ QUAVER_INLINE void zip_rows(float* to, int64_t width, const bfloat16* from, int6
     } else {
       for (int64_t c = 0; c < from_width; c++) words[c] = even[c];
     }
-    for (int64_t c = from_width; c < width; c++) words[c] = 0;
   }
 }
 
@@ -60,7 +60,8 @@ QUAVER_INLINE void zip_keys(const Block& block, const float* p, float* to) {
   }
 }
 
-// to [keys, queries / 2] = the pairs of queries of p [keys, queries], zero in the place of a last one's partner.
+// to [keys, queries / 2] = the pairs of queries of p [keys, queries]. What a last one without a partner is paired with
+// is multiplied by the zeros of zip_rows.
 QUAVER_INLINE void narrow_keys(const Block& block, const float* p, float* to) {
   const int64_t columns = block.columns();
   for (int64_t j = 0; j < block.keys; j++) {
@@ -68,7 +69,6 @@ QUAVER_INLINE void narrow_keys(const Block& block, const float* p, float* to) {
     for (int64_t x = block.first_column(j); x < columns; x += kLanes<float>) {
       store(row + x, __builtin_convertvector(narrowed_bits(load<Floats>(p + j * columns + x)), Halves));
     }
-    if (block.queries < columns) row[block.queries] = 0;
   }
 }
 

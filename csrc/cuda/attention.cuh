@@ -94,16 +94,22 @@ __device__ void hide(C (&scores)[N][4], const Mask<T>& mask, int column, C scale
   }
 }
 
-// scores = scale * left . keys, -infinity where they are not seen.
+// scores = the products of the 16 rows with those of the tile, in the given blocks of it; 0 in the others.
 template <class T, int D, class Rows>
-__device__ void make_scores(Scores<T>& scores, const Rows& left, const HeadTile<T, D>& keys, const Mask<T>& mask,
-                            compute_t<T> scale) {
+__device__ void multiply_blocks(Scores<T>& scores, const Rows& left, const HeadTile<T, D>& tile, uint32_t blocks) {
 #pragma unroll
   for (int block = 0; block < kBlocks<T>; block++) {
 #pragma unroll
     for (int i = 0; i < 8; i++) scores[2 * block + i / 4][i % 4] = 0;
-    if (mask.blocks >> block & 1u) add_scores<T, D>(scores + 2 * block, left, keys, block * kBlock);
+    if (blocks >> block & 1u) add_scores<T, D>(scores + 2 * block, left, tile, block * kBlock);
   }
+}
+
+// scores = scale * left . keys, -infinity where they are not seen.
+template <class T, int D, class Rows>
+__device__ void make_scores(Scores<T>& scores, const Rows& left, const HeadTile<T, D>& keys, const Mask<T>& mask,
+                            compute_t<T> scale) {
+  multiply_blocks<T, D>(scores, left, keys, mask.blocks);
   hide(scores, mask, 0, scale);
 }
 

@@ -74,6 +74,18 @@ struct WindowArguments {
   bool causal;
   double scale;
 
+  WindowArguments(const Tensor& q, const Tensor& k, const Tensor& v, OptionalTensor select,
+                  OptionalTensor document_starts, int64_t window, int64_t exchange_tokens, bool causal, double scale)
+      : q(with_rows(q)),
+        k(with_rows(k)),
+        v(with_rows(v)),
+        select(select),
+        document_starts(document_starts),
+        window(window),
+        exchange_tokens(exchange_tokens),
+        causal(causal),
+        scale(scale) {}
+
   int64_t windows() const { return (q.size(2) + window - 1) / window; }
 };
 

@@ -80,7 +80,8 @@ struct RowSums {
       for (int i = 0; i < kTileRows<T> / 4; i++) {
         const C value = p(i / 2 * 4 + 2 * half + i % 2);
         // Nothing that is hidden counts, though it be no number.
-        if (value != 0) sums[i % 2] = fused(value, of_p[i / 2][2 * half + i % 2], sums[i % 2]);
+        if (value == 0) continue;
+        sums[i % 2] = fused(value, of_p[i / 2][2 * half + i % 2], sums[i % 2]);
         if (products) weights[i % 2] = fused(value, products[i / 2 * 8 + lane % 4 * 2 + i % 2], weights[i % 2]);
       }
       mean[half] = mean[half] * factor[half] + row_sum(sums[0] + sums[1]);
@@ -107,18 +108,6 @@ __device__ void make_probabilities(C (&scores)[N][4], const C (&log_sum)[2]) {
   for (int i = 0; i < 4 * N; i++) {
     auto& x = scores[i / 4][i % 4];
     x = exponential<T>(x - log_sum[i % 4 / 2]);
-  }
-}
-
-// The products of the gradients of the outputs with the values, for the given blocks.
-template <class T, int D, class Rows>
-__device__ void make_products_of_grads(Scores<T>& scores, const Rows& left, const HeadTile<T, D>& values,
-                                       uint32_t blocks) {
-#pragma unroll
-  for (int block = 0; block < kBlocks<T>; block++) {
-#pragma unroll
-    for (int i = 0; i < 8; i++) scores[2 * block + i / 4][i % 4] = 0;
-    if (blocks >> block & 1u) add_scores<T, D>(scores + 2 * block, left, values, block * kBlock);
   }
 }
 
@@ -232,7 +221,7 @@ __global__ void __launch_bounds__(kAttentionThreads<T>, kAttentionBlocks<T>)
       for (int i = 0; i < kTileRows<T> / 2; i++) p[i / 4][i % 4] *= softmax.inverse(i % 4 / 2);
       put_scores<T>(shared->p, line, 0, p);
       left.load(shared->grads, line);
-      make_products_of_grads<T, D>(of_p, left, shared->values, blocks);
+      multiply_blocks<T, D>(of_p, left, shared->values, blocks);
       // Registers for both p and its gradient are not there beside wide sums: p is then read back, as it was rounded.
       constexpr bool kReadBack = sizeof(T) == 8 || (sizeof(T) == 2 && D > 96);
       const T* put = &shared->p.lines[line + lane / 4][lane % 4 * 2];
@@ -309,7 +298,7 @@ __global__ void __launch_bounds__(kAttentionThreads<T>, kAttentionBlocks<T>)
       left.load(shared->queries, line);
       make_scores<T, D>(p, left, shared->keys, mask, attention.scale);
       left.load(shared->grads, line);
-      make_products_of_grads<T, D>(of_p, left, values, mask.blocks);
+      multiply_blocks<T, D>(of_p, left, values, mask.blocks);
       body(p, of_p, mask.blocks);
       __syncthreads();  // all are done with the keys
     }

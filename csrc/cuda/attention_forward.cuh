@@ -9,7 +9,7 @@ struct ForwardResult {
   using C = compute_t<T>;
   Heads<T> out;
   SummaryWeights<T> weights;
-  Target<T> summary;  // [B, H, W, d], where windows fit a tile
+  Target<T> summary;  // [B, H, W, d], written here where windows fit a tile
   C* partial;         // [B, H, tiles, d] of larger ones: a tile's part
 };
 

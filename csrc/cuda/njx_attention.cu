@@ -12,11 +12,14 @@ using gpu::new_empty;
 // `wide`, of the compute dtype, contiguous, as what tensor cores take.
 template <class T>
 Tensor narrowed(const Tensor& wide, const Tensor& like) {
-  if constexpr (std::is_same_v<T, compute_t<T>>) return wide;
-  Tensor out = new_empty(wide, sizes_of(wide), like.scalar_type());
-  gpu::launch(gpu::narrow_kernel<T>, gpu::summary_grid(wide.numel(), 1), dim3(gpu::kSummaryThreads), 0,
-              gpu::current_stream(wide), gpu::output<T>(out), gpu::input<compute_t<T>>(wide), wide.numel());
-  return out;
+  if constexpr (std::is_same_v<T, compute_t<T>>) {
+    return wide;
+  } else {
+    Tensor out = new_empty(wide, sizes_of(wide), like.scalar_type());
+    gpu::launch(gpu::narrow_kernel<T>, gpu::summary_grid(wide.numel(), 1), dim3(gpu::kSummaryThreads), 0,
+                gpu::current_stream(wide), gpu::output<T>(out), gpu::input<compute_t<T>>(wide), wide.numel());
+    return out;
+  }
 }
 
 gpu::WindowTokens tokens_of(const gpu::WindowArguments& arguments) {
@@ -27,15 +30,7 @@ std::tuple<Tensor, Tensor> njx_attention(const Tensor& q, const Tensor& k, const
                                          OptionalTensor source, const Tensor& gate, int64_t window,
                                          int64_t exchange_tokens, bool causal, double scale) {
   const gpu::DeviceGuard guard(q.get_device_index());
-  const gpu::WindowArguments arguments{gpu::with_rows(q),
-                                       gpu::with_rows(k),
-                                       gpu::with_rows(v),
-                                       select,
-                                       std::nullopt,
-                                       window,
-                                       exchange_tokens,
-                                       causal,
-                                       scale};
+  const gpu::WindowArguments arguments(q, k, v, select, std::nullopt, window, exchange_tokens, causal, scale);
   auto [out, summary] = gpu::window_forward(arguments, true);
   const Tensor gates = contiguous(gate);
   Tensor result = out;
@@ -58,15 +53,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> njx_attention_backward(const 
                                                                           int64_t window, int64_t exchange_tokens,
                                                                           bool causal, double scale) {
   const gpu::DeviceGuard guard(q.get_device_index());
-  const gpu::WindowArguments arguments{gpu::with_rows(q),
-                                       gpu::with_rows(k),
-                                       gpu::with_rows(v),
-                                       select,
-                                       std::nullopt,
-                                       window,
-                                       exchange_tokens,
-                                       causal,
-                                       scale};
+  const gpu::WindowArguments arguments(q, k, v, select, std::nullopt, window, exchange_tokens, causal, scale);
   const Tensor grad = gpu::with_rows(grad_), summary = contiguous(summary_), gates = contiguous(gate);
   Tensor of_gate = new_empty(gate, sizes_of(gate)), of_summary;
   dispatch_floating(q.scalar_type(), "njx_attention_backward", [&](auto element) {

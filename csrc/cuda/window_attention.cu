@@ -63,11 +63,8 @@ void forward(const WindowArguments& arguments, Tensor& out, Tensor* summary, boo
   if (summary) {
     call.make_weights(weights, arguments.exchange_tokens);
     result.weights = call.weights(input<C>(weights));
-    if (parts) {
-      result.partial = output<C>(partial);
-    } else {
-      result.summary.data = wide ? static_cast<void*>(output<C>(*summary)) : output<T>(*summary);
-    }
+    result.summary.data = wide ? static_cast<void*>(output<C>(*summary)) : output<T>(*summary);
+    if (parts) result.partial = output<C>(partial);
   }
   dispatch_width<T>(attention.width, [&](auto width) {
     using Shared = ForwardShared<T, width()>;
@@ -75,7 +72,6 @@ void forward(const WindowArguments& arguments, Tensor& out, Tensor* summary, boo
            dim3(kAttentionThreads<T>), sizeof(Shared), call.stream, attention, result);
   });
   if (!parts) return;
-  result.summary.data = wide ? static_cast<void*>(output<C>(*summary)) : output<T>(*summary);
   const int64_t count = call.summaries() * attention.width;
   launch(add_parts_kernel<T>, summary_grid(count, 1), dim3(kSummaryThreads), 0, call.stream, result.summary,
          input<C>(partial), attention.tiling, call.windows(), count, attention.width);
@@ -167,9 +163,7 @@ std::tuple<Tensor, Tensor> window_attention(const Tensor& q, const Tensor& k, co
                                             OptionalTensor document_starts, int64_t window, int64_t exchange_tokens,
                                             bool causal, double scale) {
   const gpu::DeviceGuard guard(q.get_device_index());
-  return gpu::window_forward({gpu::with_rows(q), gpu::with_rows(k), gpu::with_rows(v), select, document_starts, window,
-                              exchange_tokens, causal, scale},
-                             false);
+  return gpu::window_forward({q, k, v, select, document_starts, window, exchange_tokens, causal, scale}, false);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> window_attention_backward(OptionalTensor grad, OptionalTensor grad_summary,
@@ -181,8 +175,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> window_attention_backward(OptionalTen
   const gpu::DeviceGuard guard(q.get_device_index());
   if (grad) grad = gpu::with_rows(*grad);
   return gpu::window_backward(grad, grad_summary,
-                              {gpu::with_rows(q), gpu::with_rows(k), gpu::with_rows(v), select, document_starts, window,
-                               exchange_tokens, causal, scale});
+                              {q, k, v, select, document_starts, window, exchange_tokens, causal, scale});
 }
 
 }  // namespace
