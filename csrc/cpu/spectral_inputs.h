@@ -4,7 +4,8 @@
 
 namespace quaver::cpu {
 
-// The tensors of spectral_linear, in x's dtype.
+// The tensors of spectral_linear, in x's dtype. Not so `up`: a float32 one beside a 16-bit x is rounded once, times the
+// gain (by Delta also times the coefficients), and the gradients of coefficients and gain take it as it is.
 struct SpectralInputs {
   Samples x;
   Tensor weight, down, up, coefficients;
@@ -16,7 +17,7 @@ struct SpectralInputs {
       : x(x_),
         weight(torch::stable::contiguous(in_dtype(weight_, x_.scalar_type()))),
         down(torch::stable::contiguous(in_dtype(down_, x_.scalar_type()))),
-        up(rows_of_factors(in_dtype(up_, x_.scalar_type()))),
+        up(rows_of_factors(up_)),
         coefficients(torch::stable::contiguous(coefficients_)),
         bias(bias_),
         gain(gain_),
@@ -25,6 +26,8 @@ struct SpectralInputs {
     STD_TORCH_CHECK(weight.size(1) == x.columns && down.size(2) == x.columns && up.size(1) == weight.size(0) &&
                         down.size(0) == up.size(0) && down.size(1) == up.size(2),
                     "quaver: x, weight and factors do not fit");
+    STD_TORCH_CHECK(up.scalar_type() == dtype || up.scalar_type() == compute_dtype(dtype),
+                    "quaver: up has a wrong dtype");
     STD_TORCH_CHECK(coefficients.scalar_type() == compute_dtype(dtype), "quaver: coefficients have the wrong dtype");
   }
 
