@@ -39,10 +39,10 @@ test: install $(VENV)/installed-test
 
 # transformers probes for a package called kernels: a slow test imports it beside our folder of that name; others compare
 # the baseline and GPT-2's tokenizer with it, and read a data set of the Hugging Face library. local-attention is what window
-# attention is compared with; its requirements are named here, as one of them asks for torch.
+# attention is compared with, peft what spectral_linear is; their requirements are named here, as some of them ask for torch.
 $(VENV)/installed-slow: $(VENV)/installed-test
 	$(PIP) install transformers datasets
-	$(PIP) install --no-deps local-attention einops hyper-connections torch-einops-utils
+	$(PIP) install --no-deps local-attention einops hyper-connections torch-einops-utils peft accelerate psutil
 	touch $@
 
 slow: install $(VENV)/installed-slow

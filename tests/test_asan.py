@@ -15,7 +15,7 @@ RUN = """
 import importlib, sys, torch
 from quaver.kernels import _library, use_backend
 assert _library.CPU.loaded, _library.CPU
-for op in ("philox", "dropout", "perturb", "perturbed_linear", "window_attention"):
+for op in ("philox", "dropout", "perturb", "perturbed_linear", "spectral_linear", "window_attention"):
     for case in importlib.import_module(f"quaver.kernels.{op}.cases").CASES:
         for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
             inputs = case.inputs(dtype, torch.device("cpu"))

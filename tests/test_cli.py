@@ -38,7 +38,8 @@ def test_info_says_that_the_level_is_capped() -> None:
     [
         (
             ("bench", "--op", "nope"),
-            "quaver: --op nope: expected one of dropout, gemm, perturb, perturbed_linear, philox, window_attention",
+            "quaver: --op nope: expected one of dropout, gemm, perturb, perturbed_linear, philox, spectral_linear, "
+            "window_attention",
         ),
         (("bench", "--plot", "/nowhere/x.png"), "quaver: --plot /nowhere/x.png: there is no such folder"),
         (("bench", "--threads", "x"), "quaver: --threads 'x': expected numbers separated by commas, such as 1,2"),

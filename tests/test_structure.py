@@ -15,7 +15,7 @@ SHARED = {"gemm", "models"}
 #: Of window_attention's family, each with kernels of its own: compiled apart, in half the time.
 FAMILY = {"window_exchange", "njx_attention"}
 #: Files for a GPU that an op does not have yet: a forced backend says that it has no kernels there.
-MISSING = {"kernels/window_attention/triton_kernels.py"}
+MISSING = {f"kernels/{op}/triton_kernels.py" for op in ("spectral_linear", "window_attention")}
 #: What imports Triton beside an op's triton_*.py.
 TRITON = {"_triton.py", "_resources.py", "_machine_code.py"}
 
