@@ -14,7 +14,7 @@ from quaver.kernels import delta_linear, spectral_delta, spectral_linear, use_ba
 #: each, lie on the way to a result or a gradient: of a parameter; of a factor, scaled; of a product; of a sum of
 #: weights; of a shared Delta; of the result. They never all meet in one direction.
 NARROW_EPSILONS = 2
-#: Epsilons of the dtype of sums. Up to 384 terms are added one after the other: 192 at worst, some of its root in fact.
+#: Epsilons of the dtype of sums. Up to 192 terms are added one after the other: 96 at worst, some of its root in fact.
 WIDE_EPSILONS = 16
 NAMES = ("x", "weight", "bias", "down", "up", "coefficients", "gain")
 
