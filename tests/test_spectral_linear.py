@@ -159,7 +159,6 @@ def internal_calls() -> dict[str, tuple[object, ...]]:
         "spectral_linear-by-tokens": (*plain, False, False),
         "spectral_linear_backward-token": (grad, *linear, None, made(2, 3, 12).detach(), False, *[True] * 7),
         "spectral_linear_backward-delta": (grad, *linear, delta.detach(), None, True, *[True] * 7),
-        "spectral_linear_backward-by-tokens": (grad, *plain, None, None, False, *[True] * 7),
         "spectral_delta": (down, up, coefficients, gain),
         "spectral_delta_backward": (delta, down, up, coefficients, gain, *[True] * 4),
         "spectral_delta_backward-some": (delta, down, up, coefficients, None, False, True, False, True),
