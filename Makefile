@@ -42,7 +42,7 @@ test: install $(VENV)/installed-test
 # attention is compared with, peft what spectral_linear is; their requirements are named here, as some of them ask for torch.
 $(VENV)/installed-slow: $(VENV)/installed-test
 	$(PIP) install transformers datasets
-	$(PIP) install --no-deps local-attention einops hyper-connections torch-einops-utils peft accelerate psutil
+	$(PIP) install --no-deps local-attention einops hyper-connections torch-einops-utils peft accelerate psutil torchao
 	touch $@
 
 slow: install $(VENV)/installed-slow
