@@ -38,7 +38,16 @@ BY_NAME = {case.name: case for case in CASES}
 SOME = [
     BY_NAME[name]
     for name in (
-        *("token", "delta-panels", "delta-deep", "by-tokens", "swapped", "decode-some", "decode-adjacent"),
+        *(
+            "token",
+            "delta-panels",
+            "delta-deep",
+            "by-tokens",
+            "swapped",
+            "decode-some",
+            "decode-adjacent",
+            "decode-deep",
+        ),
         *("master-delta", "Delta", "delta_linear", "coefficients-by-tokens"),
     )
 ]

@@ -2,7 +2,7 @@
 #include <numeric>
 
 #include "cpu/scaled_product.h"
-#include "cpu/spectral_inputs.h"
+#include "cpu/spectral_few_rows.h"
 
 namespace quaver::cpu {
 namespace {
@@ -228,6 +228,8 @@ std::tuple<Tensor, Tensor> spectral_linear(const Tensor& x, const Tensor& weight
     using C = decltype(zero);
     if (by_delta) {
       ByDelta<C>(out, keep ? &kept : nullptr, in).run();
+    } else if (FewRows<C>::takes(in)) {
+      FewRows<C>(in).run(out, keep ? &kept : nullptr);
     } else {
       by_tokens<C>(out, keep ? &kept : nullptr, in);
     }

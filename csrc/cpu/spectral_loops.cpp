@@ -145,74 +145,6 @@ void turn_floats(float* cosines, float* angles, int64_t count) {
   }
 }
 
-// V vectors of elements and M rows: their sums are in registers.
-template <class T, int V, int M>
-void add_factors_of(T* sums, int64_t sums_stride, const T* up, int64_t factor_stride, int64_t factors,
-                    const T* const* z, int64_t z_stride, int64_t z_factor) {
-  using Lanes = Vector<T>;
-  Lanes sum[V][M];
-#define QUAVER_EACH_SUM \
-  _Pragma("GCC unroll 8") for (int v = 0; v < V; v++) _Pragma("GCC unroll 4") for (int m = 0; m < M; m++)
-  QUAVER_EACH_SUM sum[v][m] = load<Lanes>(sums + m * sums_stride + v * kLanes<T>);
-  // Rows of a factor are pages apart, where the hardware does not look ahead.
-  constexpr int kAheadFactors = 6;
-  for (int64_t f = 0; f < factors; f++) {
-#pragma GCC unroll 8
-    for (int v = 0; v < V; v++) {
-      __builtin_prefetch(up + kAheadFactors * factor_stride + v * kLanes<T>);
-      const Lanes row = load<Lanes>(up + v * kLanes<T>);
-#pragma GCC unroll 4
-      for (int m = 0; m < M; m++) {
-        sum[v][m] = multiply_add(row, load<Lanes>(z[v] + m * z_stride + f * z_factor), sum[v][m]);
-      }
-    }
-    up += factor_stride;
-  }
-  QUAVER_EACH_SUM store(sums + m * sums_stride + v * kLanes<T>, sum[v][m]);
-#undef QUAVER_EACH_SUM
-}
-
-template <class T>
-using AddFactors = void (*)(T* sums, int64_t sums_stride, const T* up, int64_t factor_stride, int64_t factors,
-                            const T* const* z, int64_t z_stride, int64_t z_factor);
-template <class T, int V>
-constexpr AddFactors<T> kAddFactors[] = {add_factors_of<T, V, 1>, add_factors_of<T, V, 2>, add_factors_of<T, V, 3>,
-                                         add_factors_of<T, V, 4>};
-
-template <class T>
-void add_factors(T* sums, int64_t sums_stride, const T* up, int64_t factor_stride, int64_t factors, int64_t elements,
-                 int64_t rank, const T* z, int64_t z_stride, int64_t z_factor, int64_t rows) {
-  constexpr int kMost = 8;
-  int64_t e = 0;
-  while (e + kLanes<T> <= elements) {
-    const int64_t vectors = (elements - e) / kLanes<T>;
-    // Eight accumulators hide the latency of one row's, sixteen are all that two operands leave of 32 registers.
-    const int wide = rows == 1 && vectors >= kMost ? kMost : vectors >= 4 ? 4 : 1;
-    const T* of[kMost];
-    for (int v = 0; v < wide; v++) of[v] = z + (e + v * kLanes<T>) % rank;
-    const AddFactors<T>* add = wide == kMost ? kAddFactors<T, kMost>
-                               : wide == 4   ? kAddFactors<T, 4>
-                                             : kAddFactors<T, 1>;
-    for (int64_t m = 0; m < rows; m += 4) {
-      const T* of_rows[kMost];
-      for (int v = 0; v < wide; v++) of_rows[v] = of[v] + m * z_stride;
-      const int64_t now = rows - m < 4 ? rows - m : 4;
-      add[now - 1](sums + m * sums_stride + e, sums_stride, up + e, factor_stride, factors, of_rows, z_stride,
-                   z_factor);
-    }
-    e += wide * kLanes<T>;
-  }
-  for (; e < elements; e++) {
-    for (int64_t m = 0; m < rows; m++) {
-      T sum = 0;
-      for (int64_t f = 0; f < factors; f++) {
-        sum += up[f * factor_stride + e] * z[m * z_stride + f * z_factor + e % rank];
-      }
-      sums[m * sums_stride + e] += sum;
-    }
-  }
-}
-
 void pair_panel(float* to, const float* from, const float* scales, int64_t width, int64_t singles) {
   for (int64_t k = 0; k < singles; k += 2, to += width, from += 2 * width) {
     const float even = scales ? scales[k] : 1, odd = k + 1 == singles ? 0 : scales ? scales[k + 1] : 1;
@@ -230,8 +162,7 @@ void pair_panel(float* to, const float* from, const float* scales, int64_t width
 template <class T>
 constexpr quaver::cpu::SpectralLoopsOf<T> loops_with(void (*turn)(T*, T*, int64_t)) {
   return {scale_panel<T>, scale_columns<T>, add_scaled_columns<T>, add_scaled_rows<T>,
-          column_dots<T>, dot<T>,           transpose<T>,          turn,
-          kLanes<T>,      add_factors<T>};
+          column_dots<T>, dot<T>,           transpose<T>,          turn};
 }
 
 }  // namespace

@@ -27,12 +27,6 @@ struct SpectralLoopsOf {
   void (*transpose)(T* to, int64_t to_stride, const T* from, int64_t stride, int64_t rows, int64_t columns);
   // cosines[i] = cos(angles[i]), then angles[i] = sin(angles[i])
   void (*turn)(T* cosines, T* angles, int64_t count);
-  // The lanes of a vector.
-  int lanes;
-  // sums[m][e] += sum_f up[f * factor_stride + e] * z[m][f * z_factor + e % rank] for e < elements, m < rows. A row of
-  // z holds, for each factor, its `rank` values again and again, up to rank + lanes of them.
-  void (*add_factors)(T* sums, int64_t sums_stride, const T* up, int64_t factor_stride, int64_t factors,
-                      int64_t elements, int64_t rank, const T* z, int64_t z_stride, int64_t z_factor, int64_t rows);
 };
 
 struct SpectralLoops {
