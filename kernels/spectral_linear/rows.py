@@ -10,14 +10,16 @@ from torch.nn import functional as F
 
 from .._backends import use_backend
 from .._cases import Row, values
+from .._gemm import linear_of_onednn, onednn_multiplies
 from .op import spectral_linear
 
 _WIDTH = 448  # N = K
-_FACTORS, _RANK = 20, 16
+#: Of the geometric Llama: 64 directions, so R = 1536 columns.
+_FACTORS, _RANK = 128, 12
 
 
 class Inputs(NamedTuple):
-    """As in spectral_linear."""
+    """As in spectral_linear; the alternatives that take all factors at once have `up` side by side, [N, R]."""
 
     x: Tensor
     weight: Tensor
@@ -28,6 +30,7 @@ class Inputs(NamedTuple):
 
 
 Call = Callable[[Inputs], Tensor]
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def _ours(of: Inputs) -> Tensor:
@@ -42,20 +45,42 @@ def _loop(of: Inputs) -> Tensor:
     return out
 
 
-def _concatenated(of: Inputs) -> Tensor:
-    """All factors in two products, the coefficients between them."""
-    down, up = of.down.flatten(0, 1), of.up.transpose(0, 1).flatten(1)
-    by_column = of.coefficients.to(of.x.dtype).repeat_interleave(_RANK, 1)
-    projected = F.linear(of.x, down) * by_column.unsqueeze(1)
-    return F.linear(of.x, of.weight, of.bias) + F.linear(projected, up)
+def _by_column(of: Inputs) -> Tensor:
+    """The coefficient of each column of the factors, [B, 1, R]."""
+    return of.coefficients.to(of.x.dtype).repeat_interleave(_RANK, 1).unsqueeze(1)
+
+
+def _concatenated(of: Inputs, product: Product = F.linear) -> Tensor:
+    """All factors in two products, the coefficients between them; the last is added to the layer's."""
+    x = of.x.flatten(0, 1)
+    projected = product(x, of.down.flatten(0, 1), None).view(*of.x.shape[:2], -1) * _by_column(of)
+    base = product(x, of.weight, of.bias)
+    if torch.is_grad_enabled():
+        out = torch.addmm(base, projected.flatten(0, 1), of.up.t())
+    else:
+        out = base.add_(product(projected.flatten(0, 1), of.up, None))
+    return out.view(*of.x.shape[:2], -1)
 
 
 def _effective(of: Inputs) -> Tensor:
     """Each sample's weight, then a batched product."""
-    down, up = of.down.flatten(0, 1), of.up.transpose(0, 1).flatten(1)
-    by_column = of.coefficients.to(of.x.dtype).repeat_interleave(_RANK, 1)
-    weights = of.weight + (up * by_column.unsqueeze(1)) @ down
+    weights = torch.matmul(of.up * _by_column(of), of.down.flatten(0, 1)) + of.weight
     return torch.baddbmm(of.bias, of.x, weights.transpose(1, 2))
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return linear_of_onednn(x, weight, bias) if x.device.type == "cpu" else F.linear(x, weight, bias)
+
+
+def _effective_onednn(of: Inputs) -> Tensor:
+    """The same through oneDNN, which has no batched product."""
+    down, scaled = of.down.flatten(0, 1).t(), of.up * _by_column(of)
+    weights = _onednn(scaled.flatten(0, 1), down, None).view(-1, *of.weight.shape).add_(of.weight)
+    return torch.stack([_onednn(x, weight, of.bias) for x, weight in zip(of.x, weights, strict=True)])
+
+
+def _concatenated_onednn(of: Inputs) -> Tensor:
+    return _concatenated(of, _onednn)
 
 
 def _inputs(batch: int, length: int, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Inputs:
@@ -99,19 +124,28 @@ def _check(batch: int, length: int, dtype: torch.dtype, device: torch.device) ->
 
 
 def _row(batch: int, length: int, dtype: torch.dtype, training: bool) -> Row:
+    calls: dict[str, Call] = {"quaver": _ours, "naive": _loop, "concatenated": _concatenated, "W_eff": _effective}
+    if dtype == torch.float32 and not training and onednn_multiplies(dtype):  # bfloat16 goes to it anyway
+        calls |= {"concatenated (oneDNN)": _concatenated_onednn, "W_eff (oneDNN)": _effective_onednn}
+    if batch == 8 and length != 128:
+        calls["torch.compile"] = _loop  # takes half a minute to compile
+
     def variants(device: torch.device) -> dict[str, Callable[[], object]]:
         torch.compiler.reset()
-        calls: dict[str, Call] = {"quaver": _ours, "naive": _loop, "concatenated": _concatenated, "W_eff": _effective}
-        calls["torch.compile"] = torch.compile(_loop, dynamic=False)
         inputs = [_inputs(batch, length, dtype, device, seed) for seed in range(3)]
-        return {name: _Rotated(call, inputs, training) for name, call in calls.items()}
+        beside = [of._replace(up=of.up.transpose(0, 1).flatten(1)) for of in inputs]
+        made: dict[str, Callable[[], object]] = {}
+        for name, call in calls.items():
+            called = torch.compile(call, dynamic=False) if name == "torch.compile" else call
+            made[name] = _Rotated(called, inputs if call in (_ours, _loop) else beside, training)
+        return made
 
     kind = {torch.float32: "", torch.bfloat16: " bf16"}[dtype]
     elements = batch * length * _WIDTH
     return Row(
         "spectral_linear" + (" fwd+bwd" if training else ""),
-        f"{batch}x{length}, {_WIDTH}x{_WIDTH}{kind}",
-        ("quaver", "naive", "concatenated", "W_eff", "torch.compile"),
+        f"{batch}x{length}, {_WIDTH}x{_WIDTH}, R {_FACTORS * _RANK}{kind}",
+        tuple(calls),
         variants,
         lambda device: _check(batch, length, dtype, device),
         (2 * elements + _WIDTH * _WIDTH) * dtype.itemsize,
@@ -125,6 +159,6 @@ ROWS = [
     _row(batch, length, dtype, training)
     for dtype in (torch.float32, torch.bfloat16)
     for training in (False, True)
-    for batch, length in ((8, 512), (8, 128), (64, 128), (1, 1), (8, 1), (64, 1))
+    for batch, length in ((8, 512), (8, 128), (64, 512), (1, 1), (8, 1), (64, 1))
     if not (training and length == 1)
 ]
