@@ -13,7 +13,7 @@ OPS = sorted(path.parent.name for path in (ROOT / "kernels").glob("*/op.py"))
 #: Of the CPU kernels' GEMM, which is no op of its own.
 SHARED = {"gemm", "models"}
 #: Files for a GPU that an op does not have yet: a forced backend says that it has no kernels there.
-MISSING = {"kernels/window_attention/triton_kernels.py", "csrc/cuda/window_attention.cu"}
+MISSING = {"csrc/cuda/window_attention.cu"}
 #: What imports Triton beside an op's triton_*.py.
 TRITON = {"_triton.py", "_resources.py", "_machine_code.py"}
 
