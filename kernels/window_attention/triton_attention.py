@@ -88,7 +88,8 @@ def load_queries(
         queries = load_rows(head, at, step, known & inside, width, EVEN, D)
         # The first window of a causal exchange has no query.
         outside = known & (inside == 0) & (row > 0 if CAUSAL else known)
-        return tl.where(outside[:, None], float("nan"), queries)
+        not_a_number = tl.full([row.shape[0], D], float("nan"), dtype=tl.float32).to(queries.dtype)
+        return tl.where(outside[:, None], not_a_number, queries)
     return load_rows(head, row, step, known, width, EVEN, D)
 
 

@@ -142,7 +142,8 @@ def query_gradient_kernel(
     of_q_batch: tl.int64,
     of_q_head: tl.int64,
     of_q_row: tl.int64,
-    log_sum,
+    base_out,
+    inverse_out,
     mean_out,
     grad,
     grad_batch: tl.int64,
@@ -184,8 +185,9 @@ def query_gradient_kernel(
     BLOCK: tl.constexpr,
     D: tl.constexpr,
 ):
-    """of_q, and of each row of [B, H, T] the log-sum-exp of its scores, the mean under its softmax of the gradients of
-    the probabilities, and of the products of values with the gradient of the summary: of_weights."""
+    """of_q, and of each row of [B, H, T] what is taken from its scores, by what their exponentials are multiplied, the
+    mean, under these probabilities, of their gradients, and that of the products of values with the gradient of the
+    summary, of_weights. A logarithm of the sum in place of the first two would lose a digit."""
     program = tl.program_id(0)
     tile = program % tiles
     head = (program // tiles % heads).to(tl.int64)
@@ -236,13 +238,14 @@ def query_gradient_kernel(
             products = tl.sum(values.to(compute) * summary[None, :], 1)
             of_weight = of_weight * factor + tl.sum(tl.where(visible, p * products[None, :], 0.0), 1)
     seeing = begin < end
-    total = tl.where(seeing, total, 1.0)
-    logarithm = tl.where(seeing, largest + tl.log(total), 0.0)
-    mean = mean / total
-    tl.store(log_sum + of_head * length + row, logarithm, mask=known)
+    base = exponent_base(largest)
+    inverse = 1.0 / tl.where(seeing, total, 1.0)
+    mean = mean * inverse
+    tl.store(base_out + of_head * length + row, base, mask=known)
+    tl.store(inverse_out + of_head * length + row, inverse, mask=known)
     tl.store(mean_out + of_head * length + row, mean, mask=known)
     if weights is not None:
-        tl.store(of_weights + of_head * length + row, of_weight / total, mask=known)
+        tl.store(of_weights + of_head * length + row, of_weight * inverse, mask=known)
     sums = tl.zeros([BLOCK, D], dtype=compute)
     for start in range(first_key, last_key, BLOCK):
         key = start + tl.arange(0, BLOCK)
@@ -250,7 +253,7 @@ def query_gradient_kernel(
         values = keys if EXCHANGE else load_rows(values_at, key, v_row, key < last_key, width, EVEN, D)
         scores = tl.dot(queries, tl.trans(keys), input_precision="ieee", out_dtype=compute) * scale
         of_p = tl.dot(grads, tl.trans(values), input_precision="ieee", out_dtype=compute)
-        of_scores = tl.exp(scores - logarithm[:, None]) * (of_p - mean[:, None])
+        of_scores = tl.exp(scores - base[:, None]) * inverse[:, None] * (of_p - mean[:, None])
         of_scores = tl.where(sees(begin, end, key), of_scores, 0.0).to(TYPE)
         sums += tl.dot(of_scores, keys, input_precision="ieee", out_dtype=compute)
     to = of_q + batch * of_q_batch + head * of_q_head
@@ -267,8 +270,9 @@ def key_gradient_kernel(
     of_v_batch: tl.int64,
     of_v_head: tl.int64,
     of_v_row: tl.int64,
-    log_sum,
-    mean,
+    bases,
+    inverses,
+    means,
     grad,
     grad_batch: tl.int64,
     grad_head: tl.int64,
@@ -351,13 +355,14 @@ def key_gradient_kernel(
                 weight = tl.load(weights + of_head * length + row, mask=known, other=0.0)
             grads_at = None if grad is None else grad + batch * grad_batch + head * grad_head
             grads = load_grads(grads_at, row, grad_row, known, width, weight, summary, TYPE, EVEN, D)
-            logarithm = tl.load(log_sum + of_head * length + row, mask=known, other=0.0)
-            average = tl.load(mean + of_head * length + row, mask=known, other=0.0)
+            base = tl.load(bases + of_head * length + row, mask=known, other=0.0)
+            inverse = tl.load(inverses + of_head * length + row, mask=known, other=0.0)
+            mean = tl.load(means + of_head * length + row, mask=known, other=0.0)
             # Transposed, a row for a key: as operands they need no transposition.
             scores = tl.dot(keys, tl.trans(queries), input_precision="ieee", out_dtype=compute) * scale
-            p = tl.where(visible, tl.exp(scores - logarithm[None, :]), 0.0)
+            p = tl.where(visible, tl.exp(scores - base[None, :]) * inverse[None, :], 0.0)
             of_p = tl.dot(values, tl.trans(grads), input_precision="ieee", out_dtype=compute)
-            of_scores = tl.where(visible, p * (of_p - average[None, :]), 0.0).to(TYPE)
+            of_scores = tl.where(visible, p * (of_p - mean[None, :]), 0.0).to(TYPE)
             value_sums += tl.dot(p.to(TYPE), grads, input_precision="ieee", out_dtype=compute)
             key_sums += tl.dot(of_scores, queries, input_precision="ieee", out_dtype=compute)
     to = of_k + batch * of_k_batch + key_head * of_k_head

@@ -165,15 +165,15 @@ class _Call(NamedTuple):
             counts = (tiles, self.key_heads, group)
             _launch(window_gradient_kernel, key_grid, *outputs, *inputs, *of_rows, *self.sizes(), *counts, **constants)
             return None
-        log_sum, mean = (self.q.new_empty(batch, heads, length, dtype=compute_dtype(self.q.dtype)) for _ in range(2))
-        inputs = (log_sum, mean, *inputs, *self.rows_of(), weights, of_summary)
+        softmax = self.q.new_empty((3, batch, heads, length), dtype=compute_dtype(self.q.dtype)).unbind()
+        inputs = (*softmax, *inputs, *self.rows_of(), weights, of_summary)
         cut = (window, parts, self.windows(), tiles)
         constants["EXCHANGE"] = self.exchange
         grid, counts = (tiles * heads * batch,), (*cut, heads, group)
         _launch(query_gradient_kernel, grid, *_heads(of_q), *inputs, of_weights, *self.sizes(), *counts, **constants)
         counts, outputs = (*cut, self.key_heads, group), (*_heads(of_k), *_heads(of_v))
         _launch(key_gradient_kernel, key_grid, *outputs, *inputs, *self.sizes(), *counts, **constants)
-        return mean
+        return softmax[2]
 
 
 def _document_bounds(starts: Tensor, length: int, window: int) -> Tensor | None:
