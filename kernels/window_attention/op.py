@@ -52,7 +52,13 @@ def _fake_njx(q: Tensor, k: Tensor, v: Tensor, select: Tensor, source: Any, gate
 def _fake_njx_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, select: Tensor, summary: Tensor, source: Any, gate: Tensor, *_: Any
 ) -> Any:
-    return empty_like_heads(q), empty_like_heads(k), empty_like_heads(v), select.new_empty(select.shape), gate.new_empty(gate.shape)
+    return (
+        empty_like_heads(q),
+        empty_like_heads(k),
+        empty_like_heads(v),
+        select.new_empty(select.shape),
+        gate.new_empty(gate.shape),
+    )
 
 
 _TRITON = "quaver.kernels.window_attention.triton_kernels"

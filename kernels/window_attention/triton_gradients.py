@@ -241,6 +241,18 @@ def query_gradient_kernel(
     base = exponent_base(largest)
     inverse = 1.0 / tl.where(seeing, total, 1.0)
     mean = mean * inverse
+    if compute == TYPE:
+        # Where one probability is nearly 1 its gradient is nearly the mean, whose rounding all rows' sums would have.
+        rest = tl.zeros([BLOCK], dtype=compute)
+        for start in range(first_key, last_key, BLOCK):
+            key = start + tl.arange(0, BLOCK)
+            keys = load_rows(keys_at, key, k_row, key < last_key, width, EVEN, D)
+            values = keys if EXCHANGE else load_rows(values_at, key, v_row, key < last_key, width, EVEN, D)
+            scores = tl.dot(queries, tl.trans(keys), input_precision="ieee", out_dtype=compute) * scale
+            of_p = tl.dot(grads, tl.trans(values), input_precision="ieee", out_dtype=compute)
+            of_scores = tl.exp(scores - base[:, None]) * inverse[:, None] * (of_p - mean[:, None])
+            rest += tl.sum(tl.where(sees(begin, end, key), of_scores, 0.0), 1)
+        mean += rest
     tl.store(base_out + of_head * length + row, base, mask=known)
     tl.store(inverse_out + of_head * length + row, inverse, mask=known)
     tl.store(mean_out + of_head * length + row, mean, mask=known)
@@ -358,10 +370,15 @@ def key_gradient_kernel(
             base = tl.load(bases + of_head * length + row, mask=known, other=0.0)
             inverse = tl.load(inverses + of_head * length + row, mask=known, other=0.0)
             mean = tl.load(means + of_head * length + row, mask=known, other=0.0)
-            # Transposed, a row for a key: as operands they need no transposition.
-            scores = tl.dot(keys, tl.trans(queries), input_precision="ieee", out_dtype=compute) * scale
+            # A row for a key, for the products below.
+            if compute == TYPE:
+                # To the bit as when their sum was made: else a probability near 1 has their whole difference as error.
+                scores = tl.trans(tl.dot(queries, tl.trans(keys), input_precision="ieee", out_dtype=compute)) * scale
+                of_p = tl.trans(tl.dot(grads, tl.trans(values), input_precision="ieee", out_dtype=compute))
+            else:
+                scores = tl.dot(keys, tl.trans(queries), out_dtype=compute) * scale
+                of_p = tl.dot(values, tl.trans(grads), out_dtype=compute)
             p = tl.where(visible, tl.exp(scores - base[None, :]) * inverse[None, :], 0.0)
-            of_p = tl.dot(values, tl.trans(grads), input_precision="ieee", out_dtype=compute)
             of_scores = tl.where(visible, p * (of_p - mean[None, :]), 0.0).to(TYPE)
             value_sums += tl.dot(p.to(TYPE), grads, input_precision="ieee", out_dtype=compute)
             key_sums += tl.dot(of_scores, queries, input_precision="ieee", out_dtype=compute)

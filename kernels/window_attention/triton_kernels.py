@@ -364,3 +364,43 @@ def njx_attention_backward(
         _launch(gate_gradient_kernel, (heads,), of_gate, products, batch, heads, windows, BLOCK=256)
     constants = (window, exchange_tokens, causal, scale)
     return *window_attention_backward(grad, of_summary, q, k, v, select, None, *constants), of_gate
+
+
+def report_launches() -> None:
+    """Launches every variant that the resource report should know."""
+
+    def made(dtype: torch.dtype, window: int, width: int, causal: bool, starts: Tensor | None, group: int) -> None:
+        """Four windows, by all ops that take them."""
+        shape = (2, 4 * window, 4, width)
+        q = torch.empty(shape, dtype=dtype).transpose(1, 2)
+        k = torch.empty((*shape[:2], 4 // group, width), dtype=dtype).transpose(1, 2)
+        select = None if starts is not None else torch.empty(2, 4, 4 * window, dtype=compute_dtype(dtype))
+        constants: tuple[Any, ...] = (window, window // 2, causal, 0.125)
+        if select is None:
+            window_attention(q, k, k, None, starts, *constants)
+            window_attention_backward(q, None, q, k, k, None, starts, *constants)
+            return
+        gate = torch.empty(4, dtype=select.dtype)
+        source = torch.zeros(2, 4, dtype=torch.int64)
+        _, summary = njx_attention(q, k, k, select, source, gate, *constants)
+        njx_attention_backward(q, q, k, k, select, summary, source, gate, *constants)
+
+    for dtype, window, width in (
+        (torch.bfloat16, 16, 32),
+        (torch.bfloat16, 64, 64),
+        (torch.float16, 64, 64),
+        (torch.bfloat16, 256, 128),
+        (torch.bfloat16, 64, 256),
+        (torch.float32, 32, 32),
+        (torch.float32, 64, 64),
+        (torch.float64, 32, 16),
+    ):
+        made(dtype, window, width, False, None, 1)
+    made(torch.bfloat16, 64, 64, True, None, 2)
+    made(torch.bfloat16, 64, 80, False, None, 1)
+    made(torch.bfloat16, 64, 64, True, torch.zeros(2, 8, dtype=torch.int32), 1)
+    for dtype in (torch.bfloat16, torch.float32):
+        summary = torch.empty(2, 4, 256, 64, dtype=dtype)
+        for causal in (False, True):
+            window_exchange(summary, None, causal, 0.125)
+            window_exchange_backward(summary, summary, None, causal, 0.125)

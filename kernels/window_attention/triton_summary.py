@@ -239,9 +239,7 @@ def source_gradient_kernel(
 
 
 @triton.jit(do_not_specialize=VALUES, do_not_specialize_on_alignment=COUNTS)
-def gate_gradient_kernel(
-    of_gate, products, batches: tl.int32, heads: tl.int32, windows: tl.int32, BLOCK: tl.constexpr
-):
+def gate_gradient_kernel(of_gate, products, batches: tl.int32, heads: tl.int32, windows: tl.int32, BLOCK: tl.constexpr):
     """of_gate [H]: the sums of products [B, H, W] over batches and windows."""
     head = tl.program_id(0).to(tl.int64)
     totals = tl.zeros([BLOCK], dtype=products.dtype.element_ty)
