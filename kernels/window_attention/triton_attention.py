@@ -80,9 +80,8 @@ def load_queries(
 
     source: of the batch, int64 [W], or None: a row itself, or the one before it where CAUSAL."""
     if EXCHANGE:
-        if source is None:
-            at = row - 1 if CAUSAL else row
-        else:
+        at = row - 1 if CAUSAL else row
+        if source is not None:
             at = tl.load(source + row, mask=known, other=0)
         inside = (at >= 0) & (at < (row if CAUSAL else length))
         queries = load_rows(head, at, step, known & inside, width, EVEN, D)

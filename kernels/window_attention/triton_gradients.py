@@ -108,8 +108,7 @@ def window_gradient_kernel(
         head = key_head * group + member
         of_head = batch * heads * group + head
         queries = load_rows(q + batch * q_batch + head * q_head, row, q_row, known, width, EVEN, D)
-        weight = None
-        summary = None
+        weight, summary = weights, of_summary
         if weights is not None:
             weight = tl.load(weights + of_head * length + row, mask=known, other=0.0)
             summary = load_of_summary(of_summary, of_head * tiles + tile, width, compute, D)
@@ -204,8 +203,7 @@ def query_gradient_kernel(
     queries = load_queries(
         q + batch * q_batch + head * q_head, row, q_row, known, sources, length, width, CAUSAL, EXCHANGE, EVEN, D
     )
-    weight = None
-    summary = None
+    weight, summary = weights, of_summary
     if weights is not None:
         weight = tl.load(weights + of_head * length + row, mask=known, other=0.0)
         summary = load_of_summary(of_summary, of_head * windows + tile // parts, width, compute, D)
@@ -352,7 +350,7 @@ def key_gradient_kernel(
     for member in range(group):
         head = key_head * group + member
         of_head = batch * heads * group + head
-        summary = None
+        summary = of_summary
         if weights is not None:
             summary = load_of_summary(of_summary, of_head * windows + tile // parts, width, compute, D)
         for start in range(first_row, last_row, BLOCK):
@@ -362,7 +360,7 @@ def key_gradient_kernel(
             visible = tl.trans(sees(begin, end, key))
             at = q + batch * q_batch + head * q_head
             queries = load_queries(at, row, q_row, known, sources, length, width, CAUSAL, EXCHANGE, EVEN, D)
-            weight = None
+            weight = weights
             if weights is not None:
                 weight = tl.load(weights + of_head * length + row, mask=known, other=0.0)
             grads_at = None if grad is None else grad + batch * grad_batch + head * grad_head

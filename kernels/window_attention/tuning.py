@@ -37,8 +37,5 @@ def triton_tile(dtype: torch.dtype, width: int, backward: bool, rows: int) -> Ti
     size = 16
     while size < min(rows, most):
         size *= 2
-    if dtype.itemsize == 2:
-        warps = max(1, min(8, size * width // 1024))
-    else:
-        warps = 4
+    warps = max(1, min(8, size * width // 1024)) if dtype.itemsize == 2 else 4
     return Tile(size, warps, 1 if rows <= size else 2)
