@@ -58,9 +58,9 @@ CHECKED += [
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "triton_tile", lambda *_: tuning.Tile(16, 1, 1))
+    monkeypatch.setattr(tuning, "triton_tile", lambda *_: tuning.Tile(16, 16, 1, 1))
     monkeypatch.setattr(tuning, "TRITON_TOKENS", 16)
-    monkeypatch.setattr(tuning, "TRITON_SOURCES", 16)
+    monkeypatch.setattr(tuning, "triton_sources", lambda _: 16)
 
 
 @pytest.fixture

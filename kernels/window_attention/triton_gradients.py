@@ -87,9 +87,11 @@ def window_gradient_kernel(
     CAUSAL: tl.constexpr,
     EVEN: tl.constexpr,
     BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
     D: tl.constexpr,
 ):
-    """All gradients of one window, for the query heads that share a key head. heads: those of keys."""
+    """All gradients of one window, for the query heads that share a key head, ROWS queries at a time. heads: those of
+    keys."""
     program = tl.program_id(0)
     tile = program % tiles
     key_head = (program // tiles % heads).to(tl.int64)
@@ -97,15 +99,18 @@ def window_gradient_kernel(
     TYPE: tl.constexpr = q.dtype.element_ty
     compute: tl.constexpr = tl.float64 if tl.float64 == TYPE else tl.float32
     scale = scalar(scale_low, scale_high, compute)
-    row, known = tile_rows(tile, window, 1, length, BLOCK)
-    begin, end = keys_of(row, known, None, length, window, CAUSAL, False)
-    visible = sees(begin, end, row)
-    keys = load_rows(k + batch * k_batch + key_head * k_head, row, k_row, known, width, EVEN, D)
-    values = load_rows(v + batch * v_batch + key_head * v_head, row, v_row, known, width, EVEN, D)
+    key, key_known = tile_rows(tile, window, 1, length, BLOCK)
+    keys = load_rows(k + batch * k_batch + key_head * k_head, key, k_row, key_known, width, EVEN, D)
+    values = load_rows(v + batch * v_batch + key_head * v_head, key, v_row, key_known, width, EVEN, D)
     key_sums = tl.zeros([BLOCK, D], dtype=compute)
     value_sums = key_sums
-    for member in range(group):
-        head = key_head * group + member
+    parts: tl.constexpr = BLOCK // ROWS
+    for step in range(group * parts):
+        head = key_head * group + step // parts
+        row = tile * window + step % parts * ROWS + tl.arange(0, ROWS)
+        known = row < tl.minimum(tile * window + window, length)
+        begin, end = keys_of(row, known, None, length, window, CAUSAL, False)
+        visible = sees(begin, end, key)
         of_head = batch * heads * group + head
         queries = load_rows(q + batch * q_batch + head * q_head, row, q_row, known, width, EVEN, D)
         weight, summary = weights, of_summary
@@ -130,9 +135,9 @@ def window_gradient_kernel(
             products = tl.sum(values.to(compute) * summary[None, :], 1)
             tl.store(of_weights + of_head * length + row, tl.sum(p * products[None, :], 1), mask=known)
     to = of_k + batch * of_k_batch + key_head * of_k_head
-    store_rows(to, row, of_k_row, known, width, key_sums * scale, EVEN, D)
+    store_rows(to, key, of_k_row, key_known, width, key_sums * scale, EVEN, D)
     to = of_v + batch * of_v_batch + key_head * of_v_head
-    store_rows(to, row, of_v_row, known, width, value_sums, EVEN, D)
+    store_rows(to, key, of_v_row, key_known, width, value_sums, EVEN, D)
 
 
 @triton.jit(do_not_specialize=VALUES, do_not_specialize_on_alignment=COUNTS)
@@ -320,6 +325,7 @@ def key_gradient_kernel(
     EXCHANGE: tl.constexpr,
     EVEN: tl.constexpr,
     BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
     D: tl.constexpr,
 ):
     """of_k and of_v of a tile of keys, over the query heads that share its key head; of the exchange their sum, of_k.
@@ -353,8 +359,8 @@ def key_gradient_kernel(
         summary = of_summary
         if weights is not None:
             summary = load_of_summary(of_summary, of_head * windows + tile // parts, width, compute, D)
-        for start in range(first_row, last_row, BLOCK):
-            row = start + tl.arange(0, BLOCK)
+        for start in range(first_row, last_row, ROWS):
+            row = start + tl.arange(0, ROWS)
             known = row < last_row
             begin, end = keys_of(row, known, of_batch, length, window, CAUSAL, EXCHANGE)
             visible = tl.trans(sees(begin, end, key))

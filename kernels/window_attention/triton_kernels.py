@@ -123,7 +123,8 @@ def _exchange_gradient(
     of_queries, of_keys = (summary.new_empty(summary.shape, dtype=wide) for _ in range(2))
     products = call.gradients(grad, of_queries, of_keys, of_keys, None, None, None)
     assert products is not None
-    constants = {"CAUSAL": causal, "BLOCK": tuning.TRITON_SOURCES, "D": power_of_two(width, 16), "num_warps": 4}
+    columns = power_of_two(width, 16)
+    constants = {"CAUSAL": causal, "BLOCK": tuning.triton_sources(columns), "D": columns, "num_warps": 4}
     sources, grid = call.rows_of()[:2], (batch * heads * windows,)
     inputs = (of_keys, of_queries, *sources, gate)
     launch_fused(source_gradient_kernel, grid, of_summary, *inputs, width, windows, heads, **constants)

@@ -169,18 +169,19 @@ class Call(NamedTuple):
         grads: tuple[Any, ...] = (None, 0, 0, 0) if grad is None else heads_of(with_rows(grad))
         inputs: tuple[Any, ...] = (*grads, *heads_of(self.q), *heads_of(self.k), *heads_of(self.v))
         group, constants = heads // self.key_heads, self.constants()
+        of_keys = {**constants, "ROWS": self.tiling.tile.queries}
         key_grid = (tiles * self.key_heads * batch,)
         if parts == 1 and self.bounds is None and not self.exchange:
             outputs = (*heads_of(of_q), *heads_of(of_k), *heads_of(of_v))
             inputs = (*inputs, weights, of_summary, of_weights, *self.sizes(), tiles, self.key_heads, group)
-            launch_fused(window_gradient_kernel, key_grid, *outputs, *inputs, **constants)
+            launch_fused(window_gradient_kernel, key_grid, *outputs, *inputs, **of_keys)
             return None
         softmax = self.q.new_empty((3, batch, heads, length), dtype=compute_dtype(self.q.dtype)).unbind()
         inputs = (*softmax, *inputs, *self.rows_of(), weights, of_summary)
         cut = (*self.sizes(), window, parts, self.windows(), tiles)
-        constants["EXCHANGE"] = self.exchange
+        constants["EXCHANGE"] = of_keys["EXCHANGE"] = self.exchange
         grid, counts = (tiles * heads * batch,), (*cut, heads, group)
         launch_fused(query_gradient_kernel, grid, *heads_of(of_q), *inputs, of_weights, *counts, **constants)
         counts = (*cut, self.key_heads, group)
-        launch_fused(key_gradient_kernel, key_grid, *heads_of(of_k), *heads_of(of_v), *inputs, *counts, **constants)
+        launch_fused(key_gradient_kernel, key_grid, *heads_of(of_k), *heads_of(of_v), *inputs, *counts, **of_keys)
         return softmax[2]
