@@ -38,7 +38,7 @@ def triton_tile(dtype: torch.dtype, width: int, backward: bool, rows: int) -> Ti
     while size < min(rows, most):
         size *= 2
     warps = max(1, min(8, size * width // (512 if backward else 1024))) if dtype.itemsize == 2 else 4
-    return Tile(size, min(size, 32), warps, 1 if rows <= size else 2)
+    return Tile(size, min(size, 32), warps, 1 if rows <= size or dtype.itemsize > 2 else 2)
 
 
 def triton_sources(width: int) -> int:
