@@ -205,38 +205,35 @@ def njx_attention_backward(
 def report_launches() -> None:
     """Launches every variant that the resource report should know."""
 
-    def made(dtype: torch.dtype, window: int, width: int, causal: bool, starts: Tensor | None, group: int) -> None:
-        """Four windows, by all ops that take them."""
-        shape = (2, 4 * window, 4, width)
-        q = torch.empty(shape, dtype=dtype).transpose(1, 2)
-        k = torch.empty((*shape[:2], 4 // group, width), dtype=dtype).transpose(1, 2)
-        select = None if starts is not None else torch.empty(2, 4, 4 * window, dtype=compute_dtype(dtype))
-        constants: tuple[Any, ...] = (window, window // 2, causal, 0.125)
-        if select is None:
-            window_attention(q, k, k, None, starts, *constants)
-            window_attention_backward(q, None, q, k, k, None, starts, *constants)
-            return
-        gate = torch.empty(4, dtype=select.dtype)
-        source = torch.zeros(2, 4, dtype=torch.int64)
+    bf16, fp16, fp32, fp64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
+
+    def heads(dtype: torch.dtype, window: int, width: int, group: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and select of four windows."""
+        q, k = (torch.empty(2, 4 * window, number, width, dtype=dtype).transpose(1, 2) for number in (4, 4 // group))
+        return q, k, torch.empty(2, 4, 4 * window, dtype=compute_dtype(dtype))
+
+    for dtype, window, width, causal, group in (
+        (bf16, 64, 64, False, 1),
+        (fp16, 64, 64, True, 2),
+        (bf16, 256, 128, False, 1),
+        (fp32, 64, 64, False, 1),
+        (fp64, 32, 16, True, 1),
+    ):
+        q, k, select = heads(dtype, window, width, group)
+        gate, source = torch.empty(4, dtype=select.dtype), torch.zeros(2, 4, dtype=torch.int64)
+        constants = (window, window // 2, causal, 0.125)
         _, summary = njx_attention(q, k, k, select, source, gate, *constants)
         njx_attention_backward(q, q, k, k, select, summary, source, gate, *constants)
-
-    for dtype, window, width in (
-        (torch.bfloat16, 16, 32),
-        (torch.bfloat16, 64, 64),
-        (torch.float16, 64, 64),
-        (torch.bfloat16, 256, 128),
-        (torch.bfloat16, 64, 256),
-        (torch.float32, 32, 32),
-        (torch.float32, 64, 64),
-        (torch.float64, 32, 16),
-    ):
-        made(dtype, window, width, False, None, 1)
-    made(torch.bfloat16, 64, 64, True, None, 2)
-    made(torch.bfloat16, 64, 80, False, None, 1)
-    made(torch.bfloat16, 64, 64, True, torch.zeros(2, 8, dtype=torch.int32), 1)
-    for dtype in (torch.bfloat16, torch.float32):
+    # Small windows, heads whose width is no power of two, wide heads.
+    for dtype, window, width in ((bf16, 16, 32), (bf16, 64, 80), (bf16, 64, 256), (fp32, 32, 32)):
+        q, k, select = heads(dtype, window, width)
+        _, summary = window_attention(q, k, k, select, None, window, window, False, 0.125)
+        window_attention_backward(q, summary, q, k, k, select, None, window, window, False, 0.125)
+    q, k, _ = heads(bf16, 64, 64)
+    starts = torch.zeros(2, 8, dtype=torch.int32)
+    window_attention(q, k, k, None, starts, 64, 64, True, 0.125)
+    window_attention_backward(q, None, q, k, k, None, starts, 64, 64, True, 0.125)
+    for dtype, causal in ((bf16, False), (bf16, True), (fp32, True)):
         summary = torch.empty(2, 4, 256, 64, dtype=dtype)
-        for causal in (False, True):
-            window_exchange(summary, None, causal, 0.125)
-            window_exchange_backward(summary, summary, None, causal, 0.125)
+        window_exchange(summary, None, causal, 0.125)
+        window_exchange_backward(summary, summary, None, causal, 0.125)

@@ -37,10 +37,15 @@ def triton_tile(dtype: torch.dtype, width: int, backward: bool, rows: int) -> Ti
     size = 16
     while size < min(rows, most):
         size *= 2
-    warps = max(1, min(8, size * width // (512 if backward else 1024))) if dtype.itemsize == 2 else 4
-    return Tile(size, min(size, 32), warps, 1 if rows <= size or dtype.itemsize > 2 else 2)
+    if dtype.itemsize == 2:
+        warps = max(1, min(8, size * width // (512 if backward else 1024)))
+    else:
+        warps = 8 if size * width >= 1024 else 4
+    # Loads ahead of wide heads' products, and of float32's, made registers spill.
+    ahead = rows > size and dtype.itemsize == 2 and not (backward and width > 64)
+    return Tile(size, min(size, 32), warps, 2 if ahead else 1)
 
 
 def triton_sources(width: int) -> int:
     """Windows at a time in the search for those that have a source, whose rows of `width` are then in registers."""
-    return max(16, 4096 // width)
+    return max(16, min(128, 4096 // width))
