@@ -212,8 +212,8 @@ def source_gradient_kernel(
     BLOCK: tl.constexpr,
     D: tl.constexpr,
 ):
-    """of_summary [B, H, W, d] = gate (of_keys + the of_queries of the windows whose source a window is), added in the
-    order of windows; a gate of None is 1."""
+    """of_summary [B, H, W, d] = gate (of_keys + the of_queries of the windows whose source a window is), added in a
+    fixed order; a gate of None is 1."""
     program = tl.program_id(0).to(tl.int64)
     window = program % windows
     head = program // windows
