@@ -154,7 +154,7 @@ def test_the_first_window_has_no_exchange_whatever_the_others_are() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) for name in ("ragged-causal", "exchange-causal", "njx")]
+    "name", [pytest.param(name, marks=pytest.mark.slow) for name in ("attention", "exchange", "njx")]
 )
 def test_gradcheck_and_gradgradcheck(name: str) -> None:
     small = {
