@@ -26,7 +26,7 @@ import quaver
 from quaver import timing
 from quaver.kernels import _library, njx_attention, use_backend, window_attention, window_exchange
 from quaver.kernels._cases import Case
-from quaver.kernels.window_attention import op
+from quaver.kernels.window_attention import op as attention_op
 from quaver.kernels.window_attention.cases import CASES
 
 BY_NAME = {case.name: case for case in CASES}
@@ -424,6 +424,6 @@ def test_documents_out_of_order_are_refused(starts: list[int], message: str) -> 
 
 
 def test_a_backend_without_kernels_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(op._families, "triton")
+    monkeypatch.delitem(attention_op._families, "triton")
     with use_backend("triton"), pytest.raises(RuntimeError, match="'triton' has no kernels for window attention"):
         quaver.window_attention(Q, Q, Q, 4)
