@@ -22,7 +22,6 @@ from op_checks import (
 from torch import Tensor
 from torch.nn import functional as F
 
-import quaver
 from quaver import timing
 from quaver.kernels import _library, njx_attention, use_backend, window_attention, window_exchange
 from quaver.kernels._cases import Case, values
@@ -428,8 +427,3 @@ def test_documents_out_of_order_are_refused(starts: list[int], message: str) -> 
     with pytest.raises(RuntimeError) as raised:
         attention(document_starts=torch.tensor(starts, dtype=torch.int32))
     assert message in str(raised.value)
-
-
-def test_a_backend_without_kernels_says_so() -> None:
-    with use_backend("triton"), pytest.raises(RuntimeError, match="'triton' has no kernels for window attention"):
-        quaver.window_attention(Q, Q, Q, 4)
