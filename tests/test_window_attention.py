@@ -9,7 +9,6 @@ import torch
 from op_checks import (
     DTYPES,
     LEVELS,
-    assert_compiles,
     assert_gradients,
     assert_gradients_as_accurate_as_eager,
     assert_only,
@@ -22,7 +21,6 @@ from op_checks import (
 from torch import Tensor
 from torch.nn import functional as F
 
-import quaver
 from quaver import timing
 from quaver.kernels import _library, njx_attention, use_backend, window_attention, window_exchange
 from quaver.kernels._cases import Case, values
@@ -76,39 +74,6 @@ SMALL = [
 @pytest.mark.parametrize("case", [*SMALL, BY_NAME["window-of-one"], BY_NAME["njx-source"]], ids=str)
 def test_gradcheck_and_gradgradcheck(case: Case) -> None:
     assert_gradients(case, "cpp")
-
-
-@pytest.mark.parametrize("case", SOME, ids=str)
-def test_opcheck(case: Case) -> None:
-    inputs = case.inputs(torch.float32, torch.device("cpu"))
-    tensors = {name: inputs[name].detach().requires_grad_() for name in case.differentiable}
-    seen = []
-
-    class Catch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func.namespace == "quaver":
-                seen.append((func, args))
-            return func(*args, **(kwargs or {}))
-
-    with Catch():
-        case.function(**{**inputs, **tensors}).sum().backward()
-    assert len(seen) == 2
-    for op, args in seen:
-        leaves = [
-            x.detach().clone().requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args
-        ]
-        torch.library.opcheck(
-            op, tuple(leaves), test_utils=("test_schema", "test_autograd_registration", "test_faketensor")
-        )
-
-
-@pytest.mark.parametrize("case", SOME, ids=str)
-def test_compiles(case: Case) -> None:
-    assert_compiles(case, torch.float32, "aot_eager")
-
-
-def test_compiles_with_inductor() -> None:
-    assert_compiles(BY_NAME["njx-source"], torch.float32, "inductor")
 
 
 @pytest.mark.parametrize("case", SOME, ids=str)
@@ -315,26 +280,6 @@ def test_third_derivatives() -> None:
     torch.testing.assert_close(third("cpp"), third("reference"), rtol=1e-8, atol=1e-10)
 
 
-def test_under_autocast_heads_take_its_dtype() -> None:
-    q, k, v = (torch.randn(1, 2, 20, 16) for _ in range(3))
-    select, gate = torch.randn(1, 2, 20), torch.randn(2, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        out = njx_attention(q, k, v, select, 8, gate=gate)
-    assert out.dtype == torch.bfloat16
-    out.float().sum().backward()
-    assert gate.grad is not None
-    assert gate.grad.dtype == torch.float32
-    expected = njx_attention(*(x.bfloat16() for x in (q, k, v)), select, 8, gate=gate)
-    assert torch.equal(out, expected)
-
-
-def test_vmap_takes_the_reference() -> None:
-    q, k, v = (torch.randn(3, 1, 2, 20, 8) for _ in range(3))
-    got = torch.vmap(lambda q, k, v: window_attention(q, k, v, 8, causal=True))(q, k, v)
-    for i in range(3):
-        torch.testing.assert_close(got[i], window_attention(q[i], k[i], v[i], 8, causal=True))
-
-
 Q, S, G = torch.zeros(2, 4, 9, 8), torch.zeros(2, 4, 9), torch.zeros(4)
 
 
@@ -428,8 +373,3 @@ def test_documents_out_of_order_are_refused(starts: list[int], message: str) -> 
     with pytest.raises(RuntimeError) as raised:
         attention(document_starts=torch.tensor(starts, dtype=torch.int32))
     assert message in str(raised.value)
-
-
-def test_a_backend_without_kernels_says_so() -> None:
-    with use_backend("triton"), pytest.raises(RuntimeError, match="'triton' has no kernels for window attention"):
-        quaver.window_attention(Q, Q, Q, 4)

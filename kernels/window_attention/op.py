@@ -13,7 +13,7 @@ from . import arguments, reference
 from .tuning import CUDA_ORDER, cuda_width
 
 
-def _empty_like(x: Tensor) -> Tensor:
+def empty_like_heads(x: Tensor) -> Tensor:
     """[B, H, T, d] for a result beside x, with the heads of a token side by side where x has them so."""
     batch, heads, length, width = x.shape
     if x.stride(1) < x.stride(2):
@@ -27,14 +27,14 @@ def _windows(q: Tensor, window: int) -> int:
 
 def _fake_attention(q: Tensor, k: Tensor, v: Tensor, select: Any, starts: Any, window: int, *_: Any) -> Any:
     shape = (0,) if select is None else (*q.shape[:2], _windows(q, window), q.shape[3])
-    return _empty_like(q), q.new_empty(shape)
+    return empty_like_heads(q), q.new_empty(shape)
 
 
 def _fake_attention_backward(
     grad: Any, grad_summary: Any, q: Tensor, k: Tensor, v: Tensor, select: Any, *_: Any
 ) -> Any:
     of_select = q.new_empty(0) if select is None else torch.empty_like(select, memory_format=torch.contiguous_format)
-    return _empty_like(q), _empty_like(k), _empty_like(v), of_select
+    return empty_like_heads(q), empty_like_heads(k), empty_like_heads(v), of_select
 
 
 def _fake_exchange(summary: Tensor, *_: Any) -> Tensor:
@@ -46,48 +46,57 @@ def _fake_exchange_backward(grad: Tensor, summary: Tensor, *_: Any) -> Tensor:
 
 
 def _fake_njx(q: Tensor, k: Tensor, v: Tensor, select: Tensor, source: Any, gate: Tensor, window: int, *_: Any) -> Any:
-    return _empty_like(q), select.new_empty((*q.shape[:2], _windows(q, window), q.shape[3]))
+    return empty_like_heads(q), select.new_empty((*q.shape[:2], _windows(q, window), q.shape[3]))
 
 
 def _fake_njx_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, select: Tensor, summary: Tensor, source: Any, gate: Tensor, *_: Any
 ) -> Any:
-    return _empty_like(q), _empty_like(k), _empty_like(v), select.new_empty(select.shape), gate.new_empty(gate.shape)
+    return (
+        empty_like_heads(q),
+        empty_like_heads(k),
+        empty_like_heads(v),
+        select.new_empty(select.shape),
+        gate.new_empty(gate.shape),
+    )
 
 
+_TRITON = "quaver.kernels.window_attention.triton_kernels"
 _HEADS = "Tensor q, Tensor k, Tensor v"
 _WINDOW = "int window, int exchange_tokens, bool causal, float scale"
 # summary [B, H, W, d] of q's dtype where select, of the compute dtype, is given, else of no element.
 _ops.define(
     f"window_attention({_HEADS}, Tensor? select, Tensor? document_starts, {_WINDOW}) -> (Tensor, Tensor)",
     _fake_attention,
-    None,
+    _TRITON,
 )
 # Gradients of q, k, v and select.
 _ops.define(
     f"window_attention_backward(Tensor? grad, Tensor? grad_summary, {_HEADS}, Tensor? select, "
     f"Tensor? document_starts, {_WINDOW}) -> (Tensor, Tensor, Tensor, Tensor)",
     _fake_attention_backward,
-    None,
+    _TRITON,
 )
-_ops.define("window_exchange(Tensor summary, Tensor? source, bool causal, float scale) -> Tensor", _fake_exchange, None)
+_ops.define(
+    "window_exchange(Tensor summary, Tensor? source, bool causal, float scale) -> Tensor", _fake_exchange, _TRITON
+)
 _ops.define(
     "window_exchange_backward(Tensor grad, Tensor summary, Tensor? source, bool causal, float scale) -> Tensor",
     _fake_exchange_backward,
-    None,
+    _TRITON,
 )
 # The summary, of the compute dtype, is for backward.
 _ops.define(
     f"njx_attention({_HEADS}, Tensor select, Tensor? source, Tensor gate, {_WINDOW}) -> (Tensor, Tensor)",
     _fake_njx,
-    None,
+    _TRITON,
 )
 # Gradients of q, k, v, select and gate.
 _ops.define(
     f"njx_attention_backward(Tensor grad, {_HEADS}, Tensor select, Tensor summary, Tensor? source, Tensor gate, "
     f"{_WINDOW}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _fake_njx_backward,
-    None,
+    _TRITON,
 )
 
 
@@ -200,7 +209,7 @@ class _Family:
 
 
 _compiled = _Family("cpp")
-_families = {"cpp": _compiled, "cuda": _compiled}
+_families = {"cpp": _compiled, "cuda": _compiled, "triton": _Family("triton")}
 
 
 def _family(like: Tensor) -> _Family | None:
@@ -209,8 +218,6 @@ def _family(like: Tensor) -> _Family | None:
     if like.device.type == "cuda" and like.shape[-1] > cuda_width(like.dtype):
         order = tuple(backend for backend in order if backend != "cuda")
     backend = "reference" if transformed() else choose(like.device, order)
-    if backend not in ("reference", *_families):
-        raise RuntimeError(f"backend {backend!r} has no kernels for window attention: it has {', '.join(_families)}")
     return _families.get(backend)
 
 
