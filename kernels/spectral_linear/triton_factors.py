@@ -167,7 +167,7 @@ def gradients_of_factors(to: Sums, grad: Tokens, of: Factors, coefficients: Tens
     wide, device = compute_dtype(of.dtype), of.up.device
     up = of.up_rows(with_gain=True)
     if to.up is not None or to.gain is not None or to.coefficients is not None:
-        tile = tuning.triton_summed_tile(of.dtype, of.outputs, of.columns)
+        tile = tuning.triton_summed_tile(of.dtype)
         programs = tile.cover(of.outputs, of.columns)
         groups, together = shares(members, programs)
         for_up = to.up is not None or to.gain is not None
@@ -189,7 +189,7 @@ def gradients_of_factors(to: Sums, grad: Tokens, of: Factors, coefficients: Tens
             steps, row = (of.columns, of.rank), members * of.columns
             sum_terms(to.coefficients, terms, of.number, steps, (of.rank, 1), (row_tiles, row))
     if to.down is not None:
-        tile = tuning.triton_summed_tile(of.dtype, of.columns, of.inputs)
+        tile = tuning.triton_summed_tile(of.dtype)
         programs = tile.cover(of.columns, of.inputs)
         groups, together = shares(members, programs)
         out = to.down.view(of.columns, of.inputs)
@@ -216,7 +216,7 @@ def sample_gradients(
 ) -> None:
     """Of delta_linear, from the products grad_b^T x_b of samples."""
     (members, length, outputs), inputs = grad.tensor.shape, x.tensor.shape[2]
-    tile = tuning.triton_summed_tile(x.tensor.dtype, outputs, inputs)
+    tile = tuning.triton_summed_tile(x.tensor.dtype)
     programs = tile.cover(outputs, inputs)
     groups, together = shares(members, programs)
     weights = None if of_weight is None else partial(of_weight, groups)

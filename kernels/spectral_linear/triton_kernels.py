@@ -6,6 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
+from .._seeds import compute_dtype
 from . import tuning
 from .triton_factors import (
     Sums,
@@ -44,7 +45,7 @@ def spectral_coefficients(theta: Tensor, directions: Tensor) -> Tensor:
     angles, depth = directions.shape
     out = torch.empty((*theta.shape[:-1], 2 * angles), dtype=theta.dtype, device=theta.device)
     rows = theta.reshape(-1, depth) if depth else theta.new_empty((theta.shape[:-1].numel(), 0))
-    tile = tuning.triton_tile(theta.dtype, rows.shape[0], angles, 1)
+    tile = tuning.triton_wave_tile()
     arguments = (out, rows, *rows.stride(), directions, *directions.stride(), rows.shape[0], angles, depth)
     run(waves_kernel, tile.cover(rows.shape[0], angles), *arguments, **tile.options())
     return out
@@ -248,3 +249,34 @@ def delta_linear_backward(
     elif of_weight is not None:
         weight_gradient(of_weight, grads, inputs)
     return results
+
+
+def report_launches() -> None:
+    """Launches every variant that the resource report should know."""
+    # float16's kernels are bfloat16's but for the letters in their instructions.
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        wide = compute_dtype(dtype)
+        x, weight = torch.empty(4, 1024, 1024, dtype=dtype), torch.empty(1024, 1024, dtype=dtype)
+        down, up = torch.empty(20, 16, 1024, dtype=dtype), torch.empty(20, 1024, 16, dtype=dtype)
+        coefficients, gain = torch.empty(4, 20, dtype=wide), torch.empty(1024, dtype=wide)
+        tensors = (x, weight, weight[0], down, up, coefficients, gain)
+        for by_delta in (False, True):
+            spectral_linear(*tensors, by_delta, True)
+            spectral_linear_backward(x, *tensors, None, None, by_delta, *[True] * 7)
+        if dtype == torch.bfloat16:
+            spectral_linear_backward(x, *tensors, None, None, True, False, True, *[False] * 5)
+            spectral_delta(down, up, coefficients, gain)
+        delta_linear(x, weight, weight[0], x, gain)
+        delta_linear_backward(x, x, weight, weight[0], x, gain, *[True] * 5)
+        if dtype.itemsize > 2:
+            theta, directions = torch.empty(64, 16, dtype=dtype), torch.empty(20, 16, dtype=dtype)
+            waves = spectral_coefficients(theta, directions)
+            spectral_coefficients_backward(waves, waves, theta, directions, True, True)
+    # Few rows; and coefficients by tokens, whose rows are slices.
+    x, weight = torch.empty(4, 1024, 1024, dtype=torch.bfloat16), torch.empty(1024, 1024, dtype=torch.bfloat16)
+    down, up = weight[:320].view(20, 16, 1024), torch.empty(20, 1024, 16, dtype=torch.bfloat16)
+    spectral_linear(x[:, :1], weight, None, down, up, torch.empty(4, 20), None, False, False)
+    by_token, sliced = torch.empty(4, 512, 20), x[:, :512]
+    tensors = (sliced, weight, None, down, up, by_token, None)
+    spectral_linear(*tensors, False, False)
+    spectral_linear_backward(sliced, *tensors, None, None, False, *[True] * 7)

@@ -29,13 +29,14 @@ class Tokens(NamedTuple):
 
     @staticmethod
     def of(x: Tensor) -> "Tokens":
-        return Tokens(x, *x.stride())
+        outer, row, column = x.stride()
+        return Tokens(x, outer, outer if x.shape[1] == 1 else row, column)
 
 
 def lengths(*all_tokens: Tokens) -> int | None:
     """`length` of the kernels: T; None where all of them go on to the next sample as to the next row."""
     batch, length = all_tokens[0].tensor.shape[:2]
-    if batch <= 1 or all(tokens.outer == length * tokens.row for tokens in all_tokens):
+    if batch <= 1 or length == 0 or all(tokens.outer == length * tokens.row for tokens in all_tokens):
         return None
     return int(length)
 

@@ -198,7 +198,8 @@ def projected_gradient_kernel(
     of_factor = piece * WIDTH + place % WIDTH
     factor = column_tile // pieces * each + place // WIDTH
     column = factor * RANK + of_factor
-    row_inside, column_inside = row < tokens, (of_factor < RANK) & (factor < factors)
+    row_inside = row < tokens
+    column_inside = (of_factor < RANK) & (factor < factors) & (column < columns)
     compute: tl.constexpr = tl.float64 if grad.dtype.element_ty == tl.float64 else tl.float32
     total = accumulate(
         tl.zeros([ROWS, COLUMNS], dtype=compute),

@@ -40,11 +40,15 @@ class Tile(NamedTuple):
 
 
 def triton_tile(dtype: torch.dtype, rows: int, columns: int, members: int) -> Tile:
-    """The tile of a product of operands as they are in memory."""
+    """The tile of a product of operands as they are in memory.
+
+    128 x 128 where there are tiles enough for half of the programs that a launch aims at. float32 is multiplied without
+    tensor cores, float64 is for gradcheck.
+    """
     if dtype == torch.float64:
-        return Tile(32, 32, 16, 4, 2)
+        return Tile(32, 32, 16, 4, 1)
     if dtype == torch.float32:
-        return Tile(16 if rows <= 16 else 64, 64, 16, 4, 2)
+        return Tile(16, 64, 16, 4, 2) if rows <= 16 else Tile(64, 64, 16, 8, 3)
     if rows <= 16:
         return Tile(16, 64, 64, 4, 3)
     large = Tile(128, 128, 32, 8, 3)
@@ -52,16 +56,19 @@ def triton_tile(dtype: torch.dtype, rows: int, columns: int, members: int) -> Ti
 
 
 def triton_scaled_tile(dtype: torch.dtype, rows: int, columns: int, members: int) -> Tile:
-    """The tile of a product with an operand that is made in registers."""
+    """The tile of a product with an operand that is made in registers: half of the sums leave room for it."""
     tile = triton_tile(dtype, rows, columns, members)
-    return tile if dtype.itemsize > 2 or tile.rows < 128 else Tile(128, 64, 32, 4, 3)
+    return Tile(128, 64, 32, 4, 3) if tile.rows == 128 else tile
 
 
-def triton_summed_tile(dtype: torch.dtype, rows: int, columns: int) -> Tile:
+def triton_summed_tile(dtype: torch.dtype) -> Tile:
     """The tile of products of samples beside their sum."""
-    if dtype.itemsize > 2:
-        return triton_tile(dtype, 64, columns, 1)
-    return Tile(64, 64, 32, 4, 3)
+    return Tile(64, 64, 32, 4, 3) if dtype.itemsize == 2 else triton_tile(dtype, 64, 64, 1)
+
+
+def triton_wave_tile() -> Tile:
+    """The tile of angles: two a thread, as there are hundreds of instructions to each cosine and sine."""
+    return Tile(16, 16, 16, 4, 1)
 
 
 def forward_by_delta(tokens: int, inputs: int, outputs: int) -> bool:
