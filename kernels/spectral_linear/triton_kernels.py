@@ -79,7 +79,7 @@ def _make_delta(
     out: Tensor, of: Factors, up: Tensor, down: Tensor, coefficients: Tensor, weight: Tensor | None
 ) -> None:
     """out [B, N, K] = gain * up diag(c_b) down, and the weight."""
-    members, tile = out.shape[0], tuning.triton_scaled_tile(of.dtype, of.outputs, of.inputs, out.shape[0])
+    members, tile = out.shape[0], tuning.triton_tile(of.dtype, of.outputs, of.inputs, out.shape[0])
     run(
         delta_kernel,
         members * tile.cover(of.outputs, of.inputs),
@@ -214,7 +214,8 @@ def _shifted(
     """out_b = x_b (W + gain * delta_b)^T + bias, or with `backward` x_b (W + gain * delta_b)."""
     (members, length, depth), size = x.shape, out.shape[-1]
     order = (1, 0) if backward else (0, 1)
-    tile = tuning.triton_scaled_tile(x.dtype, length, size, members)
+    wide = weight.dtype != x.dtype or delta.dtype != x.dtype
+    tile = tuning.triton_shifted_tile(x.dtype, wide, length, size, members)
     run(
         shifted_kernel,
         members * tile.cover(length, size),
@@ -272,11 +273,16 @@ def report_launches() -> None:
             theta, directions = torch.empty(64, 16, dtype=dtype), torch.empty(20, 16, dtype=dtype)
             waves = spectral_coefficients(theta, directions)
             spectral_coefficients_backward(waves, waves, theta, directions, True, True)
-    # Few rows; and coefficients by tokens, whose rows are slices.
+    # Few rows; coefficients by tokens, whose rows are slices; small layers, with float32 weights.
     x, weight = torch.empty(4, 1024, 1024, dtype=torch.bfloat16), torch.empty(1024, 1024, dtype=torch.bfloat16)
     down, up = weight[:320].view(20, 16, 1024), torch.empty(20, 1024, 16, dtype=torch.bfloat16)
-    spectral_linear(x[:, :1], weight, None, down, up, torch.empty(4, 20), None, False, False)
-    by_token, sliced = torch.empty(4, 512, 20), x[:, :512]
-    tensors = (sliced, weight, None, down, up, by_token, None)
-    spectral_linear(*tensors, False, False)
-    spectral_linear_backward(sliced, *tensors, None, None, False, *[True] * 7)
+    by_sample, by_token = torch.empty(4, 20), torch.empty(4, 512, 20)
+    spectral_linear(x[:, :1], weight, None, down, up, by_sample, None, False, False)
+    sliced = x[:, :512]
+    spectral_linear(sliced, weight, None, down, up, by_token, None, False, False)
+    spectral_linear_backward(*(sliced, sliced, weight, None, down, up, by_token, None), None, None, False, *[True] * 7)
+    delta_linear(x, weight.float(), None, x.float(), None)
+    few, narrow, gain = x[:, :64, :256], torch.empty(256, 256), torch.empty(256)
+    spectral_delta(down[..., :256], up[:, :256], by_sample, gain)
+    delta_linear(few, narrow, None, torch.empty(4, 256, 256), gain)
+    delta_linear_backward(few, few, narrow, None, torch.empty(4, 256, 256), gain, *[True] * 5)

@@ -195,7 +195,6 @@ def sum_terms(
 ) -> None:
     """out [.., inner]: sums of terms; steps: of rows and of columns of out; inner_terms and outer: how many, and their
     step."""
-    count = inner_terms[0] * outer[0]
-    block = min(tuning.TRITON_BLOCK, triton.next_power_of_2(max(1, count)))
+    block = tuning.TRITON_TERMS
     arguments = (inner, outer[1], *steps, inner_terms[0], outer[0], inner_terms[1])
     run(sum_terms_kernel, out.numel(), out, terms, *arguments, BLOCK=block)

@@ -18,6 +18,8 @@ TRITON_BUFFER = 2**27
 #: Triton: elements at a time of what is elementwise, and rows and columns at a time of sums.
 TRITON_BLOCK = 1024
 TRITON_SUM_TILE = (16, 64)
+#: Triton: terms at a time of a sum that one program makes.
+TRITON_TERMS = 256
 
 
 class Tile(NamedTuple):
@@ -40,10 +42,10 @@ class Tile(NamedTuple):
 
 
 def triton_tile(dtype: torch.dtype, rows: int, columns: int, members: int) -> Tile:
-    """The tile of a product of operands as they are in memory.
+    """The tile of a product.
 
     128 x 128 where there are tiles enough for half of the programs that a launch aims at. float32 is multiplied without
-    tensor cores, float64 is for gradcheck.
+    tensor cores: 16 sums a thread, as 32 were spilled. float64 is for gradcheck; loads ahead of it were spilled.
     """
     if dtype == torch.float64:
         return Tile(32, 32, 16, 4, 1)
@@ -55,15 +57,18 @@ def triton_tile(dtype: torch.dtype, rows: int, columns: int, members: int) -> Ti
     return large if members * large.cover(rows, columns) * 2 >= TRITON_PROGRAMS else Tile(64, 64, 64, 4, 3)
 
 
-def triton_scaled_tile(dtype: torch.dtype, rows: int, columns: int, members: int) -> Tile:
-    """The tile of a product with an operand that is made in registers: half of the sums leave room for it."""
-    tile = triton_tile(dtype, rows, columns, members)
-    return Tile(128, 64, 32, 4, 3) if tile.rows == 128 else tile
-
-
 def triton_summed_tile(dtype: torch.dtype) -> Tile:
-    """The tile of products of samples beside their sum."""
-    return Tile(64, 64, 32, 4, 3) if dtype.itemsize == 2 else triton_tile(dtype, 64, 64, 1)
+    """The tile of products of samples beside their sum: with as many sums as a product alone has, some were spilled."""
+    if dtype.itemsize == 2:
+        return Tile(64, 64, 32, 4, 3)
+    return Tile(32, 64, 16, 4, 2) if dtype == torch.float32 else triton_tile(dtype, 64, 64, 1)
+
+
+def triton_shifted_tile(dtype: torch.dtype, wide: bool, rows: int, columns: int, members: int) -> Tile:
+    """The tile of a product with W + gain * Delta. wide: one of them is float32 beside a 16-bit x, of which larger tiles
+    would not fit into the 64 KiB of shared memory of an MI300."""
+    tile = triton_tile(dtype, rows, columns, members)
+    return tile._replace(columns=64, depth=32) if wide and dtype.itemsize == 2 else tile
 
 
 def triton_wave_tile() -> Tile:
