@@ -65,7 +65,7 @@ def triton_summed_tile(dtype: torch.dtype) -> Tile:
 
 
 def triton_shifted_tile(dtype: torch.dtype, wide: bool, rows: int, columns: int, members: int) -> Tile:
-    """The tile of a product with W + gain * Delta. wide: one of them is float32 beside a 16-bit x, of which larger tiles
+    """The tile of a product with W + gain * Delta. wide: one is float32 beside a 16-bit x, of which larger tiles
     would not fit into the 64 KiB of shared memory of an MI300."""
     tile = triton_tile(dtype, rows, columns, members)
     return tile._replace(columns=64, depth=32) if wide and dtype.itemsize == 2 else tile
