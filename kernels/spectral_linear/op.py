@@ -162,7 +162,7 @@ class _Family:
 
 
 _compiled = _Family("cpp")
-_families = {"cpp": _compiled, "cuda": _compiled}
+_families = {"cpp": _compiled, "cuda": _compiled, "triton": _Family("triton")}
 
 
 def _family(device: torch.device) -> _Family | None:

@@ -5,6 +5,7 @@ from torch import Tensor
 from .. import _ops
 
 overload = _ops.overload
+_TRITON = "quaver.kernels.spectral_linear.triton_kernels"
 
 
 def _fake_coefficients(theta: Tensor, directions: Tensor) -> Tensor:
@@ -91,13 +92,13 @@ def _fake_delta_linear_backward(
 # theta and directions are of one dtype, float32 or float64. Coefficients and gain below are of the dtype that
 # arithmetic on x (on down, for spectral_delta) runs in: float64 for float64, float32 for the others. Each of the pairs
 # weight and bias, down and up has x's dtype, or that one; the gradients have the dtypes of what they are of.
-_ops.define("spectral_coefficients(Tensor theta, Tensor directions) -> Tensor", _fake_coefficients, None)
+_ops.define("spectral_coefficients(Tensor theta, Tensor directions) -> Tensor", _fake_coefficients, _TRITON)
 # coefficients: of the forward pass. Gradients that are not needed have the shape [0], here and below.
 _ops.define(
     "spectral_coefficients_backward(Tensor grad, Tensor coefficients, Tensor theta, Tensor directions, "
     "bool need_theta, bool need_directions) -> (Tensor, Tensor)",
     _fake_coefficients_backward,
-    None,
+    _TRITON,
 )
 _FACTORS = "Tensor down, Tensor up, Tensor coefficients, Tensor? gain"
 # The second result is for backward, in x's dtype: by Delta W + gain * Delta, [B, N, K]; by tokens x down^T, before the
@@ -105,7 +106,7 @@ _FACTORS = "Tensor down, Tensor up, Tensor coefficients, Tensor? gain"
 _ops.define(
     f"spectral_linear(Tensor x, Tensor weight, Tensor? bias, {_FACTORS}, bool by_delta, bool keep) -> (Tensor, Tensor)",
     _fake_linear,
-    None,
+    _TRITON,
 )
 # effective and projected: what forward kept, if it did, of either order; by_delta: that of backward.
 _ops.define(
@@ -113,25 +114,25 @@ _ops.define(
     "Tensor? projected, bool by_delta, bool need_x, bool need_weight, bool need_bias, bool need_down, bool need_up, "
     "bool need_coefficients, bool need_gain) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _fake_linear_backward,
-    None,
+    _TRITON,
 )
-_ops.define(f"spectral_delta({_FACTORS}) -> Tensor", _fake_delta, None)
+_ops.define(f"spectral_delta({_FACTORS}) -> Tensor", _fake_delta, _TRITON)
 _ops.define(
     f"spectral_delta_backward(Tensor grad, {_FACTORS}, bool need_down, bool need_up, bool need_coefficients, "
     "bool need_gain) -> (Tensor, Tensor, Tensor, Tensor)",
     _fake_delta_backward,
-    None,
+    _TRITON,
 )
 # delta [B, N, K]: x's dtype, or that of gain.
 _ops.define(
     "delta_linear(Tensor x, Tensor weight, Tensor? bias, Tensor delta, Tensor? gain) -> Tensor",
     _fake_delta_linear,
-    None,
+    _TRITON,
 )
 _ops.define(
     "delta_linear_backward(Tensor grad, Tensor x, Tensor weight, Tensor? bias, Tensor delta, Tensor? gain, "
     "bool need_x, bool need_weight, bool need_bias, bool need_delta, bool need_gain) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _fake_delta_linear_backward,
-    None,
+    _TRITON,
 )
