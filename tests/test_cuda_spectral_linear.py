@@ -17,7 +17,6 @@ from quaver.kernels._cases import values
 from quaver.kernels._seeds import compute_dtype
 from quaver.kernels.spectral_linear import reference
 
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 Run = Callable[..., Any]
 Tensors = dict[str, Tensor | None]
 
@@ -100,8 +99,14 @@ SHAPES = [
     Shape("no-batch", 0, 4, 8, 16, 4, 3),
     Shape("no-outputs", 2, 4, 8, 0, 4, 3, bias=False),
 ]
-shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
-by_samples = pytest.mark.parametrize("shape", [shape for shape in SHAPES if not shape.by_token], ids=str)
+#: Shapes with the dtypes that they show something of.
+SHOWN = [
+    pytest.param(shape, dtype, id=f"{shape}-{str(dtype).removeprefix('torch.')}")
+    for shape in SHAPES
+    for dtype in DTYPES
+    if shape.has(dtype)
+]
+BY_SAMPLES = [one for one in SHOWN if not one.values[0].by_token]
 orders = pytest.mark.parametrize("by_delta", (False, True), ids=("token", "delta"))
 
 
@@ -172,13 +177,15 @@ def linear(run: Run, tensors: Tensors, grad: Tensor, by_delta: bool, keep: bool,
     return [out, *(one for one, tensor in zip(found, tensors.values(), strict=True) if tensor is not None)]
 
 
-@orders
-@shapes
-@dtypes
+@pytest.mark.parametrize(
+    "shape, dtype, by_delta",
+    [
+        pytest.param(*one.values, by_delta, id=f"{one.id}-{'delta' if by_delta else 'token'}")
+        for by_delta, every in ((False, SHOWN), (True, BY_SAMPLES))
+        for one in every
+    ],
+)
 def test_linear_is_as_accurate_as_eager(run: Run, shape: Shape, dtype: torch.dtype, by_delta: bool) -> None:
-    if (shape.by_token and by_delta) or not shape.has(dtype):
-        return
-
     def inputs(draw: int) -> tuple[Tensors, Tensor]:
         return shape.inputs_of(dtype, draw), shape.grad(dtype, draw)
 
@@ -186,8 +193,7 @@ def test_linear_is_as_accurate_as_eager(run: Run, shape: Shape, dtype: torch.dty
     assert_accurate(got, reference.spectral_linear, inputs, f"{shape}, by_delta={by_delta}", by_delta=by_delta)
 
 
-@dtypes
-@by_samples
+@pytest.mark.parametrize("shape, dtype", [one for one in BY_SAMPLES if not one.values[0].wide])
 def test_delta_is_as_accurate_as_eager(run: Run, shape: Shape, dtype: torch.dtype) -> None:
     def inputs(draw: int) -> tuple[Tensors, Tensor]:
         tensors = shape.inputs_of(dtype, draw)
@@ -200,26 +206,26 @@ def test_delta_is_as_accurate_as_eager(run: Run, shape: Shape, dtype: torch.dtyp
         given = (one for one, tensor in zip(found, tensors.values(), strict=True) if tensor is not None)
         return [run("spectral_delta", *tensors.values()), *given]
 
-    if not shape.wide and shape.has(dtype):
-        assert_accurate([result(*inputs(draw)) for draw in DRAWS], reference.spectral_delta, inputs, str(shape))
+    assert_accurate([result(*inputs(draw)) for draw in DRAWS], reference.spectral_delta, inputs, str(shape))
 
 
 LAID_OUT = [shape for shape in SHAPES if shape.name in ("ragged", "wide-rank", "odd", "no-batch")]
 
 
-@pytest.mark.parametrize("layout", ("whole", "slice", "misaligned"))
-@pytest.mark.parametrize("wide_delta", (False, True), ids=("", "wide-delta"))
-@dtypes
-@by_samples
+@pytest.mark.parametrize(
+    "shape, dtype, wide_delta, layout",
+    [
+        pytest.param(*one.values, wide_delta, layout, id=f"{one.id}{'-wide-delta' if wide_delta else ''}-{layout}")
+        for one in BY_SAMPLES
+        for wide_delta in ((False, True) if one.values[1].itemsize == 2 else (False,))
+        for layout in ("whole", *(("slice", "misaligned") if one.values[0] in LAID_OUT else ()))
+    ],
+)
 def test_delta_linear_is_as_accurate_as_eager(
     run: Run, shape: Shape, dtype: torch.dtype, wide_delta: bool, layout: str
 ) -> None:
     """Of a few tokens and of many; Delta whole, or the corner of a larger one, as layers share it."""
     of_delta = compute_dtype(dtype) if wide_delta else dtype
-    if (wide_delta and of_delta == dtype) or not shape.has(dtype):
-        return
-    if layout != "whole" and shape not in LAID_OUT:
-        return
 
     def inputs(draw: int) -> tuple[Tensors, Tensor]:
         tensors = shape.inputs_of(dtype, draw)

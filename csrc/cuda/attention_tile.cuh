@@ -91,7 +91,6 @@ __device__ void store_rows(const HeadTile<T, D>& tile, int line, const Heads<T>&
       for (int j = 0; j < present; j++) to[j] = from[j];
     }
   }
-  __syncwarp();
 }
 
 __device__ inline float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
