@@ -60,8 +60,14 @@ def triton_tile(dtype: torch.dtype, rows: int, columns: int, members: int) -> Ti
 def triton_summed_tile(dtype: torch.dtype) -> Tile:
     """The tile of products of samples beside their sum: with as many sums as a product alone has, some were spilled."""
     if dtype.itemsize == 2:
-        return Tile(64, 64, 32, 4, 3)
-    return Tile(32, 64, 16, 4, 2) if dtype == torch.float32 else triton_tile(dtype, 64, 64, 1)
+        return Tile(64, 64, 32, 8, 3)
+    return Tile(32, 32, 16, 4, 2) if dtype == torch.float32 else triton_tile(dtype, 64, 64, 1)
+
+
+def triton_projected_tile(dtype: torch.dtype, rows: int, columns: int) -> Tile:
+    """The tile of the gradient of x down^T: three results leave it, and more sums a thread beside them were spilled."""
+    tile = triton_tile(dtype, rows, columns, 1)
+    return Tile(tile.rows, 64, 32, 8, 3) if dtype.itemsize == 2 and rows > 16 else tile
 
 
 def triton_shifted_tile(dtype: torch.dtype, wide: bool, rows: int, columns: int, members: int) -> Tile:
