@@ -287,9 +287,3 @@ def report_launches() -> None:
     spectral_delta(down[..., :256], up[:, :256], by_sample, gain)
     delta_linear(few, narrow, None, torch.empty(4, 256, 256), gain)
     delta_linear_backward(few, few, narrow, None, torch.empty(4, 256, 256), gain, *[True] * 5)
-    # Nothing that is a multiple of a tile or of a vector.
-    x, grad, weight = (torch.empty(*shape, dtype=torch.bfloat16) for shape in ((3, 70, 90), (3, 70, 130), (130, 90)))
-    down, up = torch.empty(4, 5, 90, dtype=torch.bfloat16), torch.empty(4, 130, 5, dtype=torch.bfloat16)
-    tensors = (x, weight, None, down, up, torch.empty(3, 4), torch.empty(()))
-    for by_delta in (False, True):
-        spectral_linear_backward(grad, *tensors, None, None, by_delta, *[True] * 7)

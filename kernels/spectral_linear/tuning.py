@@ -44,8 +44,9 @@ class Tile(NamedTuple):
 def triton_tile(dtype: torch.dtype, rows: int, columns: int, members: int) -> Tile:
     """The tile of a product.
 
-    128 x 128 where there are tiles enough for half of the programs that a launch aims at. float32 is multiplied without
-    tensor cores: 16 sums a thread, as 32 were spilled. float64 is for gradcheck; loads ahead of it were spilled.
+    128 x 128 where there are tiles enough for half of the programs that a launch aims at. The smaller tile has 32 steps
+    of the depth: the addresses of 64 were spilled where rows are ragged. float32 is multiplied without tensor cores: 16
+    sums a thread, as 32 were spilled. float64 is for gradcheck; loads ahead of it were spilled.
     """
     if dtype == torch.float64:
         return Tile(32, 32, 16, 4, 1)
@@ -54,7 +55,7 @@ def triton_tile(dtype: torch.dtype, rows: int, columns: int, members: int) -> Ti
     if rows <= 16:
         return Tile(16, 64, 64, 4, 3)
     large = Tile(128, 128, 32, 8, 3)
-    return large if members * large.cover(rows, columns) * 2 >= TRITON_PROGRAMS else Tile(64, 64, 64, 4, 3)
+    return large if members * large.cover(rows, columns) * 2 >= TRITON_PROGRAMS else Tile(64, 64, 32, 4, 4)
 
 
 def triton_summed_tile(dtype: torch.dtype) -> Tile:
