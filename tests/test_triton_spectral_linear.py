@@ -59,7 +59,7 @@ SMALL = tuning.Tile(16, 32, 16, 4, 2)
 @pytest.fixture(autouse=True)
 def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles so small that the cases have several in each direction, and programs so few that each has several steps."""
-    for name in ("triton_tile", "triton_summed_tile", "triton_shifted_tile"):
+    for name in ("triton_tile", "triton_summed_tile", "triton_projected_tile", "triton_shifted_tile"):
         monkeypatch.setattr(tuning, name, lambda *_: SMALL)
     monkeypatch.setattr(tuning, "TRITON_PROGRAMS", 6)
 

@@ -126,7 +126,7 @@ def gradients_by_tokens(
         project(plain, None, x, of, down, coefficients)
     scaled, gradient = made(for_up), made(through)
     width = triton.next_power_of_2(max(1, of.rank))
-    tile = tuning.triton_tile(of.dtype, tokens, of.number * width, 1)
+    tile = tuning.triton_projected_tile(of.dtype, tokens, of.number * width)
     width = min(width, tile.columns)
     pieces = max(1, triton.cdiv(of.rank, width))
     of_coefficients = to.coefficients

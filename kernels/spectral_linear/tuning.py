@@ -44,8 +44,9 @@ class Tile(NamedTuple):
 def triton_tile(dtype: torch.dtype, rows: int, columns: int, members: int) -> Tile:
     """The tile of a product.
 
-    128 x 128 where there are tiles enough for half of the programs that a launch aims at. float32 is multiplied without
-    tensor cores: 16 sums a thread, as 32 were spilled. float64 is for gradcheck; loads ahead of it were spilled.
+    128 x 128 where there are tiles enough for half of the programs that a launch aims at. The smaller tile has 32 steps
+    of the depth: the addresses of 64 were spilled where rows are ragged. float32 is multiplied without tensor cores: 16
+    sums a thread, as 32 were spilled. float64 is for gradcheck; loads ahead of it were spilled.
     """
     if dtype == torch.float64:
         return Tile(32, 32, 16, 4, 1)
@@ -54,14 +55,20 @@ def triton_tile(dtype: torch.dtype, rows: int, columns: int, members: int) -> Ti
     if rows <= 16:
         return Tile(16, 64, 64, 4, 3)
     large = Tile(128, 128, 32, 8, 3)
-    return large if members * large.cover(rows, columns) * 2 >= TRITON_PROGRAMS else Tile(64, 64, 64, 4, 3)
+    return large if members * large.cover(rows, columns) * 2 >= TRITON_PROGRAMS else Tile(64, 64, 32, 4, 4)
 
 
 def triton_summed_tile(dtype: torch.dtype) -> Tile:
     """The tile of products of samples beside their sum: with as many sums as a product alone has, some were spilled."""
     if dtype.itemsize == 2:
-        return Tile(64, 64, 32, 4, 3)
-    return Tile(32, 64, 16, 4, 2) if dtype == torch.float32 else triton_tile(dtype, 64, 64, 1)
+        return Tile(64, 64, 32, 8, 3)
+    return Tile(32, 32, 16, 4, 2) if dtype == torch.float32 else triton_tile(dtype, 64, 64, 1)
+
+
+def triton_projected_tile(dtype: torch.dtype, rows: int, columns: int) -> Tile:
+    """The tile of the gradient of x down^T: three results leave it, and more sums a thread beside them were spilled."""
+    tile = triton_tile(dtype, rows, columns, 1)
+    return Tile(tile.rows, 64, 32, 8, 3) if dtype.itemsize == 2 and rows > 16 else tile
 
 
 def triton_shifted_tile(dtype: torch.dtype, wide: bool, rows: int, columns: int, members: int) -> Tile:
