@@ -31,6 +31,7 @@ GROUPS = {
         ("tests/test_cuda_perturbed_linear.py", "tests/test_cuda_emulated.py"),
         "cuda_emulated or not any_order and (float32 or bfloat16) or any_order and bfloat16",
     ),
+    ("spectral_product", "spectral_gradient"): (("tests/test_cuda_spectral_linear.py",), "float32 or bfloat16"),
     ("attention_tile", "attention", "attention_forward", "attention_backward", "window_summary"): (
         ("tests/test_cuda_window_attention.py",),
         "float32 or bfloat16",
@@ -50,7 +51,7 @@ RULES = [
     # a < b, one side of a condition.
     (re.compile(r"\b[\w.]+(?: [+*/] [\w.]+)* < [\w.]*(?:rows|columns|members|left|count)\b(?! ;)"), "true", "bound"),
 ]
-SECONDS = 240
+SECONDS = 600
 
 
 @dataclass(frozen=True)
