@@ -29,7 +29,7 @@ def run_compiling(*arguments: str) -> Any:
 
 @pytest.fixture(scope="module", params=["sm_90", pytest.param("all", marks=pytest.mark.slow)])
 def reports(request: pytest.FixtureRequest) -> list[KernelReport]:
-    """The report of one target, or of all: 171 compilations, 30 s."""
+    """The report of one target, or of all."""
     targets = TARGETS if request.param == "all" else [request.param]
     records = run_compiling("-m", "quaver.kernels._resources", "--json", *(f"--target={target}" for target in targets))
     made = [KernelReport(**record | {"contracted": tuple(record["contracted"])}) for record in records]
