@@ -55,7 +55,7 @@ QUAVER_INLINE void probabilities(const Block& block, const WindowShape& shape, c
 }
 
 template <class E>
-void forward(const WindowShape& shape, const WindowHeads& heads, const WindowHeads* next, HeadRows out, void* summary,
+void forward(const WindowShape& shape, const WindowHeads& heads, const WindowHeads* next, const HeadRows& out, void* summary,
              void* scratch) {
   using T = compute_t<E>;
   Parts<T> parts{static_cast<T*>(scratch)};
@@ -63,7 +63,7 @@ void forward(const WindowShape& shape, const WindowHeads& heads, const WindowHea
   T* o = parts.take(tiles.columns * tiles.width);
   const int64_t width = tiles.width;
   const bool direct = sizeof(E) == sizeof(T) && width == shape.width;
-  Ahead ahead = ahead_of<E>(shape, next, {}, tiles.window / 4);
+  Ahead ahead = ahead_of<E>(shape, next, tiles.window / 4);
   read_rows(tiles.keys, width, row<E>(heads.k, 0, 0), heads.k.token, shape.length, shape.width, T(1));
   read_rows(tiles.values, width, row<E>(heads.v, 0, 0), heads.v.token, shape.length, shape.width, T(1));
   T* z = parts.take(width);
@@ -116,7 +116,7 @@ void backward(const WindowShape& shape, const WindowHeads& heads, const WindowHe
   T *grads = parts.take(tiles.columns * width), *columns_of_grads = parts.take(tiles.columns * width);
   T *of_queries = parts.take(tiles.columns * width), *of_p = parts.take(tiles.window * tiles.columns);
   T *products = parts.take(tiles.window), *of_weights = parts.take(tiles.window + tiles.columns);
-  Ahead ahead = ahead_of<E>(shape, next, {}, tiles.window);
+  Ahead ahead = ahead_of<E>(shape, next, tiles.window);
   read_rows(tiles.keys, width, row<E>(heads.k, 0, 0), heads.k.token, shape.length, shape.width, T(1));
   read_rows(tiles.values, width, row<E>(heads.v, 0, 0), heads.v.token, shape.length, shape.width, T(1));
   fill(of_keys, tiles.window * width, T(0));

@@ -38,7 +38,7 @@ struct WindowGradients {
 struct WindowLoops {
   struct Loops {
     // Reads of `next`, which may be null, are prefetched.
-    void (*forward)(const WindowShape& shape, const WindowHeads& heads, const WindowHeads* next, HeadRows out,
+    void (*forward)(const WindowShape& shape, const WindowHeads& heads, const WindowHeads* next, const HeadRows& out,
                     void* summary, void* scratch);
     void (*backward)(const WindowShape& shape, const WindowHeads& heads, const WindowHeads* next,
                      const WindowGradients& gradients, void* scratch);

@@ -170,13 +170,13 @@ int64_t pair_backward_scratch(int64_t window, int64_t width) {
   return parts.used;
 }
 
-void pair_forward(const WindowShape& shape, const WindowHeads& heads, const WindowHeads* next, HeadRows out,
+void pair_forward(const WindowShape& shape, const WindowHeads& heads, const WindowHeads* next, const HeadRows& out,
                   void* summary, void* scratch) {
   Parts<float> parts{static_cast<float*>(scratch)};
   const PairTiles tiles(shape.length, shape.width, parts);
   const int64_t width = tiles.width;
   float *o = parts.take(tiles.columns * width), *z = parts.take(width);
-  Ahead ahead = ahead_of<bfloat16>(shape, next, {}, tiles.window / 4);
+  Ahead ahead = ahead_of<bfloat16>(shape, next, tiles.window / 4);
   read_pair_rows(tiles.keys, tiles.pairs, row<bfloat16>(heads.k, 0, 0), heads.k.token, shape.length, shape.width);
   zip_rows(tiles.values, width, row<bfloat16>(heads.v, 0, 0), heads.v.token, shape.length, shape.width);
   for (int64_t h = 0; h < shape.group; h++) {
@@ -205,7 +205,7 @@ void pair_backward(const WindowShape& shape, const WindowHeads& heads, const Win
   const PairGradients of(tiles, parts);
   const int64_t width = tiles.width;
   const bfloat16 *k = row<bfloat16>(heads.k, 0, 0), *v = row<bfloat16>(heads.v, 0, 0);
-  Ahead ahead = ahead_of<bfloat16>(shape, next, {}, tiles.window);
+  Ahead ahead = ahead_of<bfloat16>(shape, next, tiles.window);
   read_pair_rows(tiles.keys, tiles.pairs, k, heads.k.token, shape.length, shape.width);
   read_pair_rows(of.values, tiles.pairs, v, heads.v.token, shape.length, shape.width);
   zip_rows(of.key_pairs, width, k, heads.k.token, shape.length, shape.width);

@@ -32,11 +32,12 @@ QUAVER_INLINE const E* row(const HeadRows& rows, int64_t head, int64_t token) {
 }
 
 template <class E>
-Ahead ahead_of(const WindowShape& shape, const WindowHeads* next, HeadRows grad, int64_t tiles) {
+QUAVER_INLINE Ahead ahead_of(const WindowShape& shape, const WindowHeads* next, int64_t tiles) {
   Ahead ahead;
   if (!next) return ahead;
-  for (const HeadRows& rows : {next->q, next->k, next->v, grad}) {
-    if (rows.first) ahead.rows[ahead.count++] = {static_cast<const char*>(rows.first), rows.token * int64_t(sizeof(E))};
+  // Pointers: the rows were just written in words, and a copy would read them in vectors, which waits for the writes.
+  for (const HeadRows* rows : {&next->q, &next->k, &next->v}) {
+    ahead.rows[ahead.count++] = {static_cast<const char*>(rows->first), rows->token * int64_t(sizeof(E))};
   }
   ahead.each = shape.length;
   ahead.lines = int((shape.width * int64_t(sizeof(E)) + 63) / 64);
