@@ -55,8 +55,8 @@ QUAVER_INLINE void probabilities(const Block& block, const WindowShape& shape, c
 }
 
 template <class E>
-void forward(const WindowShape& shape, const WindowHeads& heads, const WindowHeads* next, const HeadRows& out, void* summary,
-             void* scratch) {
+void forward(const WindowShape& shape, const WindowHeads& heads, const WindowHeads* next, const HeadRows& out,
+             void* summary, void* scratch) {
   using T = compute_t<E>;
   Parts<T> parts{static_cast<T*>(scratch)};
   const Tiles<T> tiles(shape.length, shape.width, parts);
