@@ -103,6 +103,13 @@ struct ShiftedWeight {
   // `count` rows of `singles` elements, as elements of panels of which a row has `length`.
   const C* make(int64_t row, int64_t count, int64_t column, int64_t singles, int64_t length) const {
     C* made = workspace<C>(Use::kRows, count * length);
+    if (!how.narrow) {
+      const int64_t at = row * columns + column;
+      spectral_loops_of<C>().shift_rows(made, length, reinterpret_cast<const C*>(weight) + at,
+                                        reinterpret_cast<const C*>(delta) + at, columns, gain ? gain + row : nullptr,
+                                        count, singles);
+      return made;
+    }
     C* wide = workspace<C>(Use::kPairs, singles);
     for (int64_t r = 0; r < count; r++) {
       if (how.pairs) {
@@ -120,14 +127,16 @@ struct ShiftedWeight {
   void make_row(C* to, int64_t row, int64_t column, int64_t count) const {
     const int64_t at = row * columns + column;
     C* shift = workspace<C>(Use::kLine, count);
-    weight_loops->widen(to, weight, at, count);
-    const C* from = reinterpret_cast<const C*>(delta) + at;
-    if (how.narrow && delta_loops) {
+    const C *base = reinterpret_cast<const C*>(weight) + at, *from = reinterpret_cast<const C*>(delta) + at;
+    if (weight_loops) {
+      weight_loops->widen(to, weight, at, count);
+      base = to;
+    }
+    if (delta_loops) {
       delta_loops->widen(shift, delta, at, count);
       from = shift;
     }
-    const C one = 1;
-    spectral_loops_of<C>().add_scaled_rows(to, 0, from, 0, gain ? gain + row : &one, 1, count);
+    spectral_loops_of<C>().shift_rows(to, 0, base, from, 0, gain ? gain + row : nullptr, 1, count);
     if (how.narrow) how.narrow->round(to, count);
   }
 
@@ -179,7 +188,7 @@ struct DeltaInputs {
     const int64_t at = b * weight.numel() * int64_t(delta.element_size());
     return {how,
             const_data<char>(weight),
-            &loops_of(weight.scalar_type()),
+            narrow_loops(weight.scalar_type()),
             const_data<char>(delta) + at,
             narrow_loops(delta.scalar_type()),
             gain_of_rows,
@@ -188,6 +197,16 @@ struct DeltaInputs {
             transposed};
   }
 };
+
+// Calls body(b) for each sample: a thread has whole ones where that leaves none idle for long, else shares each.
+template <class Body>
+void for_samples(int64_t batch, Body&& body) {
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t grain = batch % threads == 0 || batch >= 8 * threads ? 1 : std::max<int64_t>(1, batch);
+  parallel_for(0, batch, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; b++) body(b);
+  });
+}
 
 Tensor delta_linear(const Tensor& x, const Tensor& weight, OptionalTensor bias_, const Tensor& delta,
                     OptionalTensor gain_) {
@@ -199,10 +218,10 @@ Tensor delta_linear(const Tensor& x, const Tensor& weight, OptionalTensor bias_,
     const Arithmetic<C> how(in.dtype);
     const std::vector<C> gain = values_of<C>(gain_, outputs), bias = values_of<C>(bias_, outputs);
     char* to = output<char>(out);
-    for (int64_t b = 0; b < in.x.batch; b++) {
+    for_samples(in.x.batch, [&](int64_t b) {
       multiply_into<C>(length, outputs, inputs, in.x.matrix(how, b, false), in.of(how, b, pointer(gain), false),
                        {to + b * length * outputs * int64_t(out.element_size()), outputs, how.narrow}, pointer(bias));
-    }
+    });
   });
   return out;
 }
@@ -271,10 +290,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> delta_linear_backward(const T
     if (Tensor* of_bias = out.wanted(2)) bias_gradient<C>(*of_bias, grad.merged());
     if (Tensor* of_x = out.wanted(0)) {
       char* to = output<char>(*of_x);
-      for (int64_t b = 0; b < in.x.batch; b++) {
+      for_samples(in.x.batch, [&](int64_t b) {
         multiply_into<C>(length, inputs, outputs, grad.matrix(how, b, false), in.of(how, b, pointer(gain), true),
                          {to + b * length * inputs * int64_t(of_x->element_size()), inputs, how.narrow});
-      }
+      });
     }
     if (out.wanted(3) || out.wanted(4)) {
       weight_gradients<C>(in, grad, gain, out.wanted(1), out.wanted(3), out.wanted(4));

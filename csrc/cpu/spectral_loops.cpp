@@ -40,6 +40,21 @@ void add_scaled_rows(T* sum, int64_t sum_stride, const T* x, int64_t stride, con
   }
 }
 
+template <class T>
+void shift_rows(T* to, int64_t to_stride, const T* base, const T* x, int64_t stride, const T* factors, int64_t rows,
+                int64_t columns) {
+  constexpr int64_t kLine = 64 / int64_t(sizeof(T)), kAhead = 3;
+  for (int64_t i = 0; i < rows; i++, to += to_stride, base += stride, x += stride) {
+    const T factor = factors ? factors[i] : T(1);
+    // Parts of rows are short for the hardware's prefetcher.
+    for (int64_t j = 0; i + kAhead < rows && j < columns; j += kLine) {
+      __builtin_prefetch(base + kAhead * stride + j);
+      __builtin_prefetch(x + kAhead * stride + j);
+    }
+    for (int64_t j = 0; j < columns; j++) to[j] = base[j] + x[j] * factor;
+  }
+}
+
 // A few columns at a time, whose sums are in registers.
 template <class T, int V>
 QUAVER_INLINE void column_dots_of(T* sums, const T* x, int64_t stride, const T* y, int64_t y_stride, int64_t rows) {
@@ -161,8 +176,15 @@ void pair_panel(float* to, const float* from, const float* scales, int64_t width
 
 template <class T>
 constexpr quaver::cpu::SpectralLoopsOf<T> loops_with(void (*turn)(T*, T*, int64_t)) {
-  return {scale_panel<T>, scale_columns<T>, add_scaled_columns<T>, add_scaled_rows<T>,
-          column_dots<T>, dot<T>,           transpose<T>,          turn};
+  return {scale_panel<T>,
+          scale_columns<T>,
+          add_scaled_columns<T>,
+          add_scaled_rows<T>,
+          shift_rows<T>,
+          column_dots<T>,
+          dot<T>,
+          transpose<T>,
+          turn};
 }
 
 }  // namespace

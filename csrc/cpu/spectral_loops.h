@@ -19,6 +19,9 @@ struct SpectralLoopsOf {
   // sum[i][j] += x[i][j] * factors[i]
   void (*add_scaled_rows)(T* sum, int64_t sum_stride, const T* x, int64_t stride, const T* factors, int64_t rows,
                           int64_t columns);
+  // to[i][j] = base[i][j] + x[i][j] * factors[i]; without factors those are 1. base and x have the same stride.
+  void (*shift_rows)(T* to, int64_t to_stride, const T* base, const T* x, int64_t stride, const T* factors,
+                     int64_t rows, int64_t columns);
   // sums[j] = sum_i x[i][j] * y[i][j]
   void (*column_dots)(T* sums, const T* x, int64_t stride, const T* y, int64_t y_stride, int64_t rows, int64_t columns);
   // sum_j x[j] * y[j], in float64 and in a fixed order
