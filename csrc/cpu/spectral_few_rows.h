@@ -37,8 +37,8 @@ class FewRows {
     const Result<C> result{output<char>(out), outputs_, pointer(bias), false, how_.narrow};
     for_dot_tiles<C>(rows_, outputs_, inputs_ + ranks_, [&](int64_t n, int64_t height, C* sums, C* totals) {
       add_rows(sums, in_.weight, n, height, both);
-      const C* up = rows_of_up(n, height, pointer(gain));
-      dot_loops_of<C>().add(sums, up, ranks_, height, both + inputs_, stride_, rows_, ranks_);
+      const Rows up = rows_of_up(n, height, pointer(gain));
+      dot_loops_of<C>().add(sums, up.data, up.stride, height, both + inputs_, stride_, rows_, ranks_);
       dot_loops_of<C>().total(totals, sums, height * rows_);
       store_dots(result, totals, n, height, rows_);
     });
@@ -80,21 +80,30 @@ class FewRows {
     }
   }
 
-  // Rows n .. n + height - 1 of gain * up, [height, R]: a row's factors are far apart in memory, those of neighbours
-  // not.
-  const C* rows_of_up(int64_t n, int64_t height, const C* gain) const {
-    const int64_t factors = in_.down.size(0), rank = in_.rank(), factor = in_.up.stride(0), row = in_.up.stride(1);
-    const auto& loops = loops_of(in_.up.scalar_type());
-    C* made = workspace<C>(Use::kFactors, kDotTileRows * ranks_);
-    for (int64_t f = 0; f < factors; f++) {
-      for (int64_t i = 0; i < height; i++) {
-        loops.widen(made + i * ranks_ + f * rank, const_data<char>(in_.up), f * factor + (n + i) * row, rank);
-      }
+  struct Rows {
+    const C* data;
+    int64_t stride;
+  };
+
+  // Rows n .. n + height - 1 of gain * up, R elements each: a row's factors are far apart in memory, those of
+  // neighbours not.
+  Rows rows_of_up(int64_t n, int64_t height, const C* gain) const {
+    const int64_t factors = in_.down.size(0), factor = in_.up.stride(0), row = in_.up.stride(1);
+    const int64_t size = int64_t(in_.up.element_size()), piece = in_.rank() * size;
+    const DtypeLoops::Loops* widen = narrow_loops(in_.up.scalar_type());
+    const char* from = const_data<char>(in_.up) + n * row * size;
+    if (factor == in_.rank() && !widen && !gain) return {reinterpret_cast<const C*>(from), row};
+    // Room for what gather() writes past a row.
+    const int64_t stride = round_up(ranks_, 16) + 64;
+    C* made = workspace<C>(Use::kFactors, kDotTileRows * stride);
+    char* raw = widen ? workspace<char>(Use::kNarrow, kDotTileRows * stride * size) : reinterpret_cast<char*>(made);
+    spectral_loops().gather(raw, stride * size, from, factor * size, row * size, piece, factors, height);
+    for (int64_t i = 0; i < height; i++) {
+      C* line = made + i * stride;
+      if (widen) widen->widen(line, raw, i * stride, ranks_);
+      if (gain) spectral_loops_of<C>().scale_panel(line, line, gain + n + i, ranks_, 1);
     }
-    for (int64_t i = 0; i < (gain ? height : 0); i++) {
-      spectral_loops_of<C>().scale_panel(made + i * ranks_, made + i * ranks_, gain + n + i, ranks_, 1);
-    }
-    return made;
+    return {made, stride};
   }
 
   const SpectralInputs& in_;

@@ -174,6 +174,29 @@ void pair_panel(float* to, const float* from, const float* scales, int64_t width
   }
 }
 
+// A piece is some 48 bytes: a copy of a length that is known only when it runs would be a call for each.
+void gather(char* to, int64_t to_row, const char* from, int64_t factor, int64_t row, int64_t bytes, int64_t factors,
+            int64_t rows) {
+  for (int64_t f = 0; f < factors; f++) {
+    // The same factor's next rows: a jump for the hardware's prefetcher.
+    for (int64_t at = 0; row == bytes && at < rows * row; at += 64)
+      __builtin_prefetch(from + f * factor + rows * row + at, 0, 2);
+    for (int64_t i = 0; i < rows; i++) {
+      const char* piece = from + f * factor + i * row;
+      char* place = to + i * to_row + f * bytes;
+#if defined(__AVX512BW__)
+      for (int64_t at = 0; at < bytes; at += 64) {
+        const int64_t left = bytes - at;
+        const __mmask64 present = left < 64 ? (__mmask64(1) << left) - 1 : ~__mmask64(0);
+        _mm512_storeu_si512(place + at, _mm512_maskz_loadu_epi8(present, piece + at));
+      }
+#else
+      __builtin_memcpy(place, piece, size_t(bytes));
+#endif
+    }
+  }
+}
+
 template <class T>
 constexpr quaver::cpu::SpectralLoopsOf<T> loops_with(void (*turn)(T*, T*, int64_t)) {
   return {scale_panel<T>,
@@ -192,5 +215,5 @@ constexpr quaver::cpu::SpectralLoopsOf<T> loops_with(void (*turn)(T*, T*, int64_
 namespace quaver::cpu {
 extern const SpectralLoops QUAVER_AT_LEVEL(spectral_loops);
 const SpectralLoops QUAVER_AT_LEVEL(spectral_loops) = {loops_with<float>(turn_floats),
-                                                       loops_with<double>(turn_precisely), pair_panel};
+                                                       loops_with<double>(turn_precisely), pair_panel, gather};
 }  // namespace quaver::cpu
