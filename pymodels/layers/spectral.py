@@ -112,7 +112,7 @@ class SpectralLinear(nn.Linear):
                 f"got {down.shape[2]} and {up.shape[1]}"
             )
         weight = self.weight
-        if hasattr(weight, "dequantize") and type(weight) not in (Tensor, nn.Parameter):
+        if type(weight).dequantize is not Tensor.dequantize:  # a quantized weight's class has its own
             weight = weight.dequantize()
         if delta is not None:
             part = delta[:, : self.out_features, : self.in_features]
