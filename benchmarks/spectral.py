@@ -9,8 +9,6 @@ modulated layers against unmodulated ones through torch's linear layer and throu
 T). Medians of rounds in which the calls take turns.
 """
 
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -34,27 +32,8 @@ _FACTORS, _RANK = 128, 12
 _COLUMNS = _FACTORS * _RANK
 #: K, N
 _WIDTHS = ((448, 448), (448, 1792))
-_ROUNDS, _ROUND_SECONDS = 9, 0.05
 app = typer.Typer(add_completion=False, help=__doc__)
 console = Console()
-
-
-def _medians(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Seconds a call."""
-    repeats = {}
-    for name, call in calls.items():
-        call()
-        start = time.perf_counter()
-        call()
-        repeats[name] = max(1, int(_ROUND_SECONDS / (time.perf_counter() - start)))
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(_ROUNDS):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                call()
-            times[name].append((time.perf_counter() - start) / repeats[name])
-    return {name: statistics.median(of) for name, of in times.items()}
 
 
 class Crossing(NamedTuple):
@@ -104,7 +83,7 @@ def _crossing(inputs: int, outputs: int, batch: int, backward: bool) -> Crossing
 
         call = back if backward else forward
         with torch.no_grad():
-            medians = _medians({order: partial(call, order) for order in ("token", "delta")})
+            medians = timing.medians({order: partial(call, order) for order in ("token", "delta")})
         crossing.token[length], crossing.delta[length] = medians["token"], medians["delta"]
     return crossing
 
@@ -215,7 +194,7 @@ def stack(layers: int = 10, width: int = 448, batch: int = 8, length: int = 512)
         for threads in (1, 2):
             with timing.pinned_threads(threads):
                 functions = {"modulated": modulated, "torch": of_torch, "oneDNN": of_onednn}
-                medians = _medians({key: make(function) for key, function in functions.items()})
+                medians = timing.medians({key: make(function) for key, function in functions.items()})
             ratios = [medians["modulated"] / medians[key] for key in ("torch", "oneDNN")]
             cells = [f"{ratio:.2f}" for ratio in ratios]
             met = "met" if max(ratios) <= bound else "met against F.linear" if ratios[0] <= bound else "missed"

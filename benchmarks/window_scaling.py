@@ -7,8 +7,6 @@ pair of windows of the exchange (at 1,024 windows). They foretell the whole: T *
 rounds in which the calls take turns.
 """
 
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -24,7 +22,6 @@ from quaver.pymodels.files import write_atomically
 
 LENGTHS = tuple(2**power for power in range(10, 17))
 _TOKENS, _WINDOWS = 4096, 1024  # where the two constants are measured
-_ROUNDS, _ROUND_SECONDS = 7, 0.1
 
 
 class Point(NamedTuple):
@@ -84,25 +81,10 @@ def _calls(length: int, window: int, width: int, heads: int, training: bool) -> 
     )
 
 
-def _seconds(call: Callable[[], object], repeats: int) -> float:
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - start) / repeats
-
-
 def measure(length: int, window: int, width: int, heads: int, training: bool) -> Point:
     """Medians of the three calls at one T."""
-    calls = _calls(length, window, width, heads, training)
-    repeats = []
-    for call in calls:
-        call()
-        repeats.append(max(1, min(100, int(_ROUND_SECONDS / _seconds(call, 1)))))
-    rounds = [
-        [_seconds(call, count) for call, count in zip(calls, repeats, strict=True)]
-        for _ in range(_ROUNDS if length < LENGTHS[-1] else 3)
-    ]
-    return Point(*(statistics.median(times) for times in zip(*rounds, strict=True)))
+    calls = dict(zip(Point._fields, _calls(length, window, width, heads, training), strict=True))
+    return Point(**timing.medians(calls))
 
 
 def predict(points: dict[int, Point], window: int) -> dict[int, tuple[float, float]]:

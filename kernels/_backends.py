@@ -73,7 +73,7 @@ def choose(device: torch.device, cuda_order: tuple[str, ...]) -> str:
         if reason:
             raise RuntimeError(f"backend {_forced[-1]!r} cannot run this call: {reason}")
         return _forced[-1]
-    reasons = [] if cuda_order or device.type != "cuda" else ["the op has no kernels for such a call on a GPU"]
+    reasons = []
     for backend in cuda_order if device.type == "cuda" else ("cpp",):
         reason = why_not(backend, device)
         if not reason:

@@ -8,17 +8,11 @@ namespace quaver::cpu {
 // up's factors side by side, [N, R], in C; gain: of each row, or null.
 template <class C>
 void concatenate(C* to, const Tensor& up, const C* gain) {
-  const int64_t factors = up.size(0), rows = up.size(1), rank = up.size(2), ranks = factors * rank;
-  const auto& loops = loops_of(up.scalar_type());
-  const char* from = const_data<char>(up);
-  const int64_t factor = up.stride(0), row = up.stride(1);
-  const bool adjacent = factor == rank;
-  for_rows(rows, ranks, [&](int64_t n) {
-    C* out = to + n * ranks;
-    for (int64_t f = 0; f < (adjacent ? 1 : factors); f++) {
-      loops.widen(out + f * rank, from, f * factor + n * row, adjacent ? ranks : rank);
-    }
-    if (gain) spectral_loops_of<C>().scale_panel(out, out, gain + n, ranks, 1);
+  constexpr int64_t kTogether = 8;
+  const int64_t rows = up.size(1), ranks = up.size(0) * up.size(2);
+  for_rows(ceil_div(rows, kTogether), kTogether * ranks, [&](int64_t n) {
+    const int64_t first = n * kTogether;
+    gather_rows(to + first * ranks, ranks, up, first, std::min(kTogether, rows - first), gain);
   });
 }
 

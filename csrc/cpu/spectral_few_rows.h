@@ -85,25 +85,15 @@ class FewRows {
     int64_t stride;
   };
 
-  // Rows n .. n + height - 1 of gain * up, R elements each: a row's factors are far apart in memory, those of
-  // neighbours not.
+  // Rows n .. n + height - 1 of gain * up, R elements each: where they lie, or gathered.
   Rows rows_of_up(int64_t n, int64_t height, const C* gain) const {
-    const int64_t factors = in_.down.size(0), factor = in_.up.stride(0), row = in_.up.stride(1);
-    const int64_t size = int64_t(in_.up.element_size()), piece = in_.rank() * size;
-    const DtypeLoops::Loops* widen = narrow_loops(in_.up.scalar_type());
-    const char* from = const_data<char>(in_.up) + n * row * size;
-    if (factor == in_.rank() && !widen && !gain) return {reinterpret_cast<const C*>(from), row};
-    // Room for what gather() writes past a row.
-    const int64_t stride = round_up(ranks_, 16) + 64;
-    C* made = workspace<C>(Use::kFactors, kDotTileRows * stride);
-    char* raw = widen ? workspace<char>(Use::kNarrow, kDotTileRows * stride * size) : reinterpret_cast<char*>(made);
-    spectral_loops().gather(raw, stride * size, from, factor * size, row * size, piece, factors, height);
-    for (int64_t i = 0; i < height; i++) {
-      C* line = made + i * stride;
-      if (widen) widen->widen(line, raw, i * stride, ranks_);
-      if (gain) spectral_loops_of<C>().scale_panel(line, line, gain + n + i, ranks_, 1);
+    const Tensor& up = in_.up;
+    if (up.stride(0) == in_.rank() && up.scalar_type() == compute_dtype(in_.dtype) && !gain) {
+      return {const_data<C>(up) + n * up.stride(1), up.stride(1)};
     }
-    return {made, stride};
+    C* made = workspace<C>(Use::kFactors, kDotTileRows * ranks_);
+    gather_rows(made, ranks_, up, n, height, gain);
+    return {made, ranks_};
   }
 
   const SpectralInputs& in_;

@@ -179,8 +179,9 @@ void gather(char* to, int64_t to_row, const char* from, int64_t factor, int64_t 
             int64_t rows) {
   for (int64_t f = 0; f < factors; f++) {
     // The same factor's next rows: a jump for the hardware's prefetcher.
-    for (int64_t at = 0; row == bytes && at < rows * row; at += 64)
+    for (int64_t at = 0; row == bytes && at < rows * row; at += 64) {
       __builtin_prefetch(from + f * factor + rows * row + at, 0, 2);
+    }
     for (int64_t i = 0; i < rows; i++) {
       const char* piece = from + f * factor + i * row;
       char* place = to + i * to_row + f * bytes;
@@ -188,7 +189,13 @@ void gather(char* to, int64_t to_row, const char* from, int64_t factor, int64_t 
       for (int64_t at = 0; at < bytes; at += 64) {
         const int64_t left = bytes - at;
         const __mmask64 present = left < 64 ? (__mmask64(1) << left) - 1 : ~__mmask64(0);
-        _mm512_storeu_si512(place + at, _mm512_maskz_loadu_epi8(present, piece + at));
+        const __m512i line = _mm512_maskz_loadu_epi8(present, piece + at);
+        // A whole line where what it writes too much is written over by later factors: masks make stores slow.
+        if ((factors - f) * bytes - at >= 64) {
+          _mm512_storeu_si512(place + at, line);
+        } else {
+          _mm512_mask_storeu_epi8(place + at, present, line);
+        }
       }
 #else
       __builtin_memcpy(place, piece, size_t(bytes));

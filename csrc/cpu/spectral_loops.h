@@ -39,7 +39,7 @@ struct SpectralLoops {
   // the low half and its odd neighbour in the high one, a zero where singles is odd; without scales those are 1.
   void (*pair_panel)(float* to, const float* from, const float* scales, int64_t width, int64_t singles);
   // Pieces of `bytes` side by side: that of factor f in row i goes from `from + f * factor + i * row` to
-  // `to + i * to_row + f * bytes`. Up to 63 bytes after a row of pieces are written too.
+  // `to + i * to_row + f * bytes`.
   void (*gather)(char* to, int64_t to_row, const char* from, int64_t factor, int64_t row, int64_t bytes,
                  int64_t factors, int64_t rows);
 };

@@ -130,6 +130,25 @@ inline Tensor rows_of_factors(const Tensor& up) {
   return dense && (by_rows || by_factors) ? up : torch::stable::contiguous(up);
 }
 
+// Rows first .. first + rows - 1 of up, of rows_of_factors(), with their factors side by side: to [rows, R], in C; each
+// times its gain, of all rows, or as it is.
+template <class C>
+void gather_rows(C* to, int64_t stride, const Tensor& up, int64_t first, int64_t rows, const C* gain) {
+  const int64_t size = int64_t(up.element_size()), ranks = up.size(0) * up.size(2);
+  const DtypeLoops::Loops* widen = narrow_loops(up.scalar_type());
+  const int64_t raw_stride = widen ? ranks : stride;
+  char* raw = widen ? workspace<char>(Use::kNarrow, rows * ranks * size) : reinterpret_cast<char*>(to);
+  const bool adjacent = up.stride(0) == up.size(2);  // a row's factors lie side by side: one piece
+  spectral_loops().gather(raw, raw_stride * size, const_data<char>(up) + first * up.stride(1) * size,
+                          up.stride(0) * size, up.stride(1) * size, (adjacent ? ranks : up.size(2)) * size,
+                          adjacent ? 1 : up.size(0), rows);
+  for (int64_t i = 0; i < rows; i++) {
+    C* line = to + i * stride;
+    if (widen) widen->widen(line, raw, i * ranks, ranks);
+    if (gain) spectral_loops_of<C>().scale_panel(line, line, gain + first + i, ranks, 1);
+  }
+}
+
 // The factors `up` [2n, N, r] as the right operand of z up^T: (i, k) is gain_i up(k / r, i, k % r).
 template <class C>
 struct UpRows {

@@ -11,7 +11,7 @@ QUAVER_INLINE int64_t in_blocks(int64_t n) { return (n + kBlock - 1) / kBlock * 
 
 // Rows of memory that will be read next, fetched into the L2 cache a few at a time between tiles.
 struct Ahead {
-  static constexpr int kMost = 5;
+  static constexpr int kMost = 3;  // q, k and v
   struct Rows {
     const char* first;
     int64_t stride;

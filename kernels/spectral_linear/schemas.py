@@ -12,8 +12,8 @@ def _fake_coefficients(theta: Tensor, directions: Tensor) -> Tensor:
     return theta.new_empty((*theta.shape[:-1], 2 * directions.shape[0]))
 
 
-def _gradients(*wanted: tuple[Tensor | None, bool]) -> tuple[Tensor, ...]:
-    """Contiguous results of the shape and dtype of each tensor; [0] for those that nobody needs."""
+def gradients(*wanted: tuple[Tensor | None, bool]) -> tuple[Tensor, ...]:
+    """Contiguous results, not filled, of the shape and dtype of each tensor; [0] for those that nobody needs."""
     first = next(tensor for tensor, _ in wanted if tensor is not None)
     return tuple(
         tensor.new_empty(tensor.shape)
@@ -26,7 +26,7 @@ def _gradients(*wanted: tuple[Tensor | None, bool]) -> tuple[Tensor, ...]:
 def _fake_coefficients_backward(
     grad: Tensor, coefficients: Tensor, theta: Tensor, directions: Tensor, need_theta: bool, need_directions: bool
 ) -> tuple[Tensor, ...]:
-    return _gradients((theta, need_theta), (directions, need_directions))
+    return gradients((theta, need_theta), (directions, need_directions))
 
 
 def _fake_linear(
@@ -60,7 +60,7 @@ def _fake_linear_backward(
     by_delta: bool,
     *needed: bool,
 ) -> tuple[Tensor, ...]:
-    return _gradients(*zip((x, weight, bias, down, up, coefficients, gain), needed, strict=True))
+    return gradients(*zip((x, weight, bias, down, up, coefficients, gain), needed, strict=True))
 
 
 def _fake_delta(down: Tensor, up: Tensor, coefficients: Tensor, gain: Tensor | None) -> Tensor:
@@ -70,7 +70,7 @@ def _fake_delta(down: Tensor, up: Tensor, coefficients: Tensor, gain: Tensor | N
 def _fake_delta_backward(
     grad: Tensor, down: Tensor, up: Tensor, coefficients: Tensor, gain: Tensor | None, *needed: bool
 ) -> tuple[Tensor, ...]:
-    return _gradients(*zip((down, up, coefficients, gain), needed, strict=True))
+    return gradients(*zip((down, up, coefficients, gain), needed, strict=True))
 
 
 def _fake_delta_linear(x: Tensor, weight: Tensor, bias: Tensor | None, delta: Tensor, gain: Tensor | None) -> Tensor:
@@ -86,7 +86,7 @@ def _fake_delta_linear_backward(
     gain: Tensor | None,
     *needed: bool,
 ) -> tuple[Tensor, ...]:
-    return _gradients(*zip((x, weight, bias, delta, gain), needed, strict=True))
+    return gradients(*zip((x, weight, bias, delta, gain), needed, strict=True))
 
 
 # theta and directions are of one dtype, float32 or float64. Coefficients and gain below are of the dtype that

@@ -7,7 +7,7 @@ import triton
 from torch import Tensor
 
 from .._seeds import compute_dtype
-from . import tuning
+from . import schemas, tuning
 from .triton_factors import (
     Sums,
     combine,
@@ -26,13 +26,7 @@ def _results(
     tensors: Sequence[Tensor | None], needed: Sequence[bool]
 ) -> tuple[tuple[Tensor, ...], list[Tensor | None]]:
     """Where gradients go, [0] where nobody asks for one; and those that are asked for, None where nobody does."""
-    other = next(tensor for tensor in tensors if tensor is not None)
-    results = tuple(
-        other.new_empty(0)
-        if tensor is None
-        else torch.empty(tensor.shape if need else 0, dtype=tensor.dtype, device=tensor.device)
-        for tensor, need in zip(tensors, needed, strict=True)
-    )
+    results = schemas.gradients(*zip(tensors, needed, strict=True))
     asked = [
         out if need and tensor is not None else None for out, need, tensor in zip(results, needed, tensors, strict=True)
     ]

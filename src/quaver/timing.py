@@ -72,25 +72,38 @@ def _seconds(call: Callable[[], object], repeats: int, synchronize: Callable[[],
     return (time.perf_counter() - start) / repeats
 
 
+def medians(
+    calls: dict[str, Callable[[], object]], *, rounds: int = _ROUNDS, device: torch.device | None = None
+) -> dict[str, float]:
+    """Median seconds a call of each, taking turns for `rounds` rounds after a first call that is not timed.
+
+    Args:
+        calls: by name. One that takes over a tenth of a second is called in the first three rounds alone.
+        device: whose work a call starts; None for the CPU.
+    """
+    on_gpu = device is not None and device.type == "cuda"
+    synchronize: Callable[[], None] = torch.cuda.synchronize if on_gpu else lambda: None
+    repeats = {}
+    for name, call in calls.items():
+        call()  # compiles, allocates
+        once = _seconds(call, 1, synchronize)
+        repeats[name] = max(1, min(200, int(_ROUND_SECONDS / max(once, 1e-7))))
+    measured: dict[str, list[float]] = {name: [] for name in calls}
+    for round_ in range(rounds):
+        for name, call in calls.items():
+            if round_ >= 3 and min(measured[name]) > _SLOW_SECONDS:
+                continue
+            measured[name].append(_seconds(call, repeats[name], synchronize))
+    return {name: statistics.median(times) for name, times in measured.items()}
+
+
 def time_row(row: Row, threads: int, device: torch.device, *, quick: bool = False) -> Timing:
     """Check a row, then time its variants against each other.
 
     Raises:
         RuntimeError: when quaver's result differs from the reference.
     """
-    synchronize: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     with pinned_threads(threads), torch.no_grad():
         row.check(device)
         calls = {name: call for name, call in row.variants(device).items() if not (quick and name in row.slow)}
-        repeats = {}
-        for name, call in calls.items():
-            call()  # compiles, allocates
-            once = _seconds(call, 1, synchronize)
-            repeats[name] = max(1, min(200, int(_ROUND_SECONDS / max(once, 1e-7))))
-        measured: dict[str, list[float]] = {name: [] for name in calls}
-        for round_ in range(_ROUNDS_QUICK if quick else _ROUNDS):
-            for name, call in calls.items():
-                if round_ >= 3 and min(measured[name]) > _SLOW_SECONDS:
-                    continue
-                measured[name].append(_seconds(call, repeats[name], synchronize))
-    return Timing(row, threads, {name: statistics.median(times) for name, times in measured.items()})
+        return Timing(row, threads, medians(calls, rounds=_ROUNDS_QUICK if quick else _ROUNDS, device=device))
