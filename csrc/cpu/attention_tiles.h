@@ -1,6 +1,8 @@
 // What attention on the CPU is made of, a block of queries and a block of keys at a time. Scores are held transposed, a
 // row for each key and a lane for each query: maxima and sums over keys are then vertical.
 #pragma once
+#include <type_traits>
+
 #include "common/dtype.h"
 #include "cpu/exponential.h"
 #include "cpu/tile_product.h"
@@ -18,23 +20,34 @@ constexpr int64_t kQueries = 64;
 template <class T>
 constexpr T kLowest = sizeof(T) == 4 ? T(-3.4028234663852886e38) : T(-1.7976931348623157e308);
 
-// to [count, width] = from * factor, widened; then rows and columns of zeros up to a block.
+// to [count, width] = from, widened; then rows and columns of zeros up to a block.
 template <class E, class T = compute_t<E>>
-QUAVER_INLINE void read_rows(T* to, int64_t to_stride, const E* from, int64_t from_stride, int64_t count, int64_t width,
-                             T factor) {
-  for (int64_t t = 0; t < count; t++, to += to_stride, from += from_stride) {
-    for (int64_t c = 0; c < width; c++) to[c] = widen(from[c]) * factor;
-    for (int64_t c = width; c < to_stride; c++) to[c] = 0;
+QUAVER_INLINE void read_rows(T* to, int64_t to_stride, const E* from, int64_t from_stride, int64_t count,
+                             int64_t width) {
+  int64_t whole = 0;
+  // By hand: loops over so few elements would lose more in their beginnings and ends.
+  if constexpr (std::is_same_v<E, T>) {
+    whole = width / kLanes<T> * kLanes<T>;
+    for (int64_t t = 0; t < count; t++) {
+      for (int64_t c = 0; c < whole; c += kLanes<T>) {
+        store(to + t * to_stride + c, load<Vector<T>>(from + t * from_stride + c));
+      }
+    }
   }
-  std::memset(to, 0, size_t((in_blocks(count) - count) * to_stride) * sizeof(T));
+  for (int64_t t = 0; whole < to_stride && t < count; t++) {
+    for (int64_t c = whole; c < width; c++) to[t * to_stride + c] = widen(from[t * from_stride + c]);
+    for (int64_t c = width; c < to_stride; c++) to[t * to_stride + c] = 0;
+  }
+  const int64_t padding = (in_blocks(count) - count) * to_stride;
+  if (padding > 0) std::memset(to + count * to_stride, 0, size_t(padding) * sizeof(T));
 }
 
 // to [columns, rows] = from [rows, columns], both of whole blocks.
 template <class T>
-QUAVER_INLINE void transpose(const T* from, int64_t rows, int64_t columns, T* to) {
+QUAVER_INLINE void transpose(const T* from, int64_t stride, int64_t rows, int64_t columns, T* to) {
   for (int64_t r = 0; r < rows; r += kLanes<T>) {
     for (int64_t c = 0; c < columns; c += kLanes<T>) {
-      transpose_tile(from + r * columns + c, columns, to + c * rows + r, rows);
+      transpose_tile(from + r * stride + c, stride, to + c * rows + r, rows);
     }
   }
 }
@@ -52,7 +65,11 @@ struct Block {
     const int64_t at = first_key + key - first_query;
     return !causal || at <= 0 ? 0 : at / kBlock * kBlock;
   }
-  // How many keys a query of the block of queries at `column` may see.
+  // How many keys all queries of the block of queries at `column` see, and how many any of them.
+  QUAVER_INLINE int64_t seen_by_all(int64_t column) const {
+    const int64_t end = first_query + column / kBlock * kBlock + 1 - hidden - first_key;
+    return !causal || end > keys ? keys : end < 0 ? 0 : end;
+  }
   QUAVER_INLINE int64_t seen(int64_t column) const {
     if (!causal) return keys;
     const int64_t end = first_query + column / kBlock * kBlock + kBlock - first_key;
@@ -91,34 +108,38 @@ QUAVER_INLINE int64_t elements(int64_t n) {
   return (n + P::kTogether - 1) / P::kTogether;
 }
 
-// c [queries, columns] = (kAdd: +) p^T b: the sum over keys of p [keys, queries] times b [keys, columns].
+// c [queries, columns], rows c_stride apart, = (kAdd: +) p^T b: the sum over keys of p [keys, queries] times b [keys,
+// columns].
 template <class P, bool kAdd, class T = typename P::Element>
-QUAVER_INLINE void sum_over_keys(const Block& block, int64_t columns, const T* p, const T* b, T* c, Ahead& ahead) {
+QUAVER_INLINE void sum_over_keys(const Block& block, int64_t columns, const T* p, const T* b, T* c, int64_t c_stride,
+                                 Ahead& ahead) {
   const int64_t total = block.columns();
   if (!block.causal) {
-    multiply_tiles<P, false, kAdd>(total, columns, elements<P>(block.keys), p, total, b, columns, c, columns, ahead);
+    multiply_tiles<P, false, kAdd>(total, columns, elements<P>(block.keys), p, total, b, columns, c, c_stride, ahead);
     return;
   }
   for (int64_t i = 0; i < total; i += kBlock) {
     multiply_tiles<P, false, kAdd>(kBlock, columns, elements<P>(block.seen(i)), p + i, total, b, columns,
-                                   c + i * columns, columns, ahead);
+                                   c + i * c_stride, c_stride, ahead);
   }
 }
 
-// c [keys, columns] += p b: the sum over queries of p [keys, queries] times b [queries, columns].
-template <class P, class T = typename P::Element>
-QUAVER_INLINE void sum_over_queries(const Block& block, int64_t columns, const T* p, const T* b, T* c, Ahead& ahead) {
+// c [keys, columns], rows c_stride apart, = (kAdd: +) p b: the sum over queries of p [keys, queries] times b [queries,
+// columns]. Without kAdd keys that no query sees get nothing: there must be none.
+template <class P, bool kAdd, class T = typename P::Element>
+QUAVER_INLINE void sum_over_queries(const Block& block, int64_t columns, const T* p, const T* b, T* c, int64_t c_stride,
+                                    Ahead& ahead) {
   const int64_t total = block.columns() / P::kTogether;  // elements of a row of p
   if (!block.causal) {
-    multiply_tiles<P, true, true>(in_blocks(block.keys), columns, elements<P>(block.queries), p, total, b, columns, c,
-                                  columns, ahead);
+    multiply_tiles<P, true, kAdd>(in_blocks(block.keys), columns, elements<P>(block.queries), p, total, b, columns, c,
+                                  c_stride, ahead);
     return;
   }
   for (int64_t j = 0; j < block.keys; j += kBlock) {
     const int64_t first = block.first_column(j), at = first / P::kTogether;
     if (first >= block.queries) return;
-    multiply_tiles<P, true, true>(kBlock, columns, elements<P>(block.queries - first), p + j * total + at, total,
-                                  b + at * columns, columns, c + j * columns, columns, ahead);
+    multiply_tiles<P, true, kAdd>(kBlock, columns, elements<P>(block.queries - first), p + j * total + at, total,
+                                  b + at * columns, columns, c + j * c_stride, c_stride, ahead);
   }
 }
 
@@ -130,20 +151,12 @@ QUAVER_INLINE Vector<T> lane_numbers() {
   return numbers;
 }
 
-// Scores that a query may not see become -infinity; only the blocks on the diagonal have any beside those left out.
+// A vector of queries' scores against key j, from column x on: -infinity where a query may not see the key.
 template <class T>
-QUAVER_INLINE void hide(const Block& block, T* p) {
-  using V = Vector<T>;
-  const int64_t total = block.columns();
-  for (int64_t x = 0; block.causal && x < total; x += kLanes<T>) {
-    const int64_t end = block.seen(x), query = block.first_query + x;
-    const int64_t diagonal = query / kBlock * kBlock - block.first_key;
-    const V lane = lane_numbers<T>();
-    for (int64_t j = diagonal < 0 ? 0 : diagonal; j < end; j++) {
-      T* at = p + j * total + x;
-      store(at, lane < T(block.first_key + j + block.hidden - query) ? all(T(-__builtin_inf())) : load<V>(at));
-    }
-  }
+QUAVER_INLINE Vector<T> masked(const Block& block, int64_t x, int64_t j, Vector<T> scores) {
+  if (!block.causal) return scores;
+  const int64_t first = block.first_key + j + block.hidden - block.first_query - x;
+  return lane_numbers<T>() < T(first) ? all(T(-__builtin_inf())) : scores;
 }
 
 // Four sums at a time: they do not wait for each other, and each has fewer roundings.
@@ -152,41 +165,49 @@ QUAVER_INLINE V total(const V (&parts)[4]) {
   return (parts[0] + parts[1]) + (parts[2] + parts[3]);
 }
 
-// p = exp(p - maximum) over the keys of this block, and the maximum and the sum of p over this block and those before;
-// factor: what sums over the blocks before are multiplied by.
-template <class T>
-QUAVER_INLINE void softmax(const Block& block, T* p, T* maximum, T* sum, T* factor) {
+// p = exp(scale * (p - maximum)) over the keys of this block, and the maximum and the sum of p over this block and
+// those before, unless this is the only one; factor: what sums over the blocks before are multiplied by. In this order
+// the largest is exactly 1: a query that sees one key has no gradient.
+template <bool kOnly, class T>
+QUAVER_INLINE void softmax(const Block& block, T scale, T* p, T* sum, T* maximum = nullptr, T* factor = nullptr) {
   using V = Vector<T>;
   const int64_t columns = block.columns();
-  hide(block, p);
+  if (scale < 0) {
+    for (int64_t i = 0; i < in_blocks(block.keys) * columns; i++) p[i] = -p[i];
+    scale = -scale;
+  }
   for (int64_t x = 0; x < columns; x += kLanes<T>) {
-    const int64_t keys = block.seen(x);
-    const V before = load<V>(maximum + x);
+    const int64_t keys = block.seen(x), open = block.seen_by_all(x);
+    const V before = kOnly ? all(kLowest<T>) : load<V>(maximum + x);
     V largest[4] = {before, before, before, before};
     int64_t j = 0;
-    for (; j + 4 <= keys; j += 4) {
+    for (; j + 4 <= open; j += 4) {
 #pragma GCC unroll 4
       for (int u = 0; u < 4; u++) largest[u] = larger(load<V>(p + (j + u) * columns + x), largest[u]);
     }
-    for (; j < keys; j++) largest[0] = larger(load<V>(p + j * columns + x), largest[0]);
+    for (; j < keys; j++) largest[0] = larger(masked<T>(block, x, j, load<V>(p + j * columns + x)), largest[0]);
     const V now = larger(larger(largest[0], largest[1]), larger(largest[2], largest[3]));
     V parts[4] = {};
-    for (j = 0; j + 4 <= keys; j += 4) {
+    for (j = 0; j + 4 <= open; j += 4) {
 #pragma GCC unroll 4
       for (int u = 0; u < 4; u++) {
         T* at = p + (j + u) * columns + x;
-        const V e = exponentials(load<V>(at) - now);
+        const V e = exponentials((load<V>(at) - now) * scale);
         store(at, e);
         parts[u] += e;
       }
     }
     for (; j < keys; j++) {
       T* at = p + j * columns + x;
-      const V e = exponentials(load<V>(at) - now);
+      const V e = exponentials(masked<T>(block, x, j, (load<V>(at) - now) * scale));
       store(at, e);
       parts[0] += e;
     }
-    const V scaled = exponentials(before - now);
+    if (kOnly) {
+      store(sum + x, total(parts));
+      continue;
+    }
+    const V scaled = exponentials((before - now) * scale);
     store(maximum + x, now);
     store(sum + x, multiply_add(load<V>(sum + x), scaled, total(parts)));
     store(factor + x, scaled);

@@ -39,7 +39,7 @@ struct Exchange {
     sum = maximum + kQueries;
     factor = sum + kQueries;
     mean = factor + kQueries;
-    read_rows(keys, width, z, shape.width, shape.windows, shape.width, T(1));
+    read_rows(keys, width, z, shape.width, shape.windows, shape.width);
   }
 
   // Calls body(block) for each block of keys that a query of this block sees.
@@ -58,7 +58,7 @@ struct Exchange {
       for (int64_t c = 0; c < width; c++) rows[i * width + c] = from[c] * T(shape.scale);
     }
     fill(rows + count * width, (in_blocks(count) - count) * width, T(0));
-    transpose(rows, in_blocks(count), width, queries);
+    transpose(rows, width, in_blocks(count), width, queries);
     fill(maximum, kQueries, kLowest<T>);
     fill(sum, kQueries, T(0));
   }
@@ -83,11 +83,11 @@ void forward(const ExchangeShape& shape, const T* z, const int64_t* source, T* e
     fill(result, in_blocks(count) * width, T(0));
     exchange.for_keys(first, count, [&](const Block& block) __attribute__((always_inline)) {
       exchange.read_scores(block);
-      softmax(block, exchange.p, exchange.maximum, exchange.sum, exchange.factor);
+      softmax<false>(block, T(1), exchange.p, exchange.sum, exchange.maximum, exchange.factor);
       for (int64_t i = 0; block.first_key > 0 && i < count; i++) {
         for (int64_t c = 0; c < width; c++) result[i * width + c] *= exchange.factor[i];
       }
-      sum_over_keys<Plain<T>, true>(block, width, exchange.p, exchange.keys + block.first_key * width, result,
+      sum_over_keys<Plain<T>, true>(block, width, exchange.p, exchange.keys + block.first_key * width, result, width,
                                     exchange.none);
     });
     invert(exchange.sum, in_blocks(count));
@@ -112,14 +112,14 @@ double backward(const ExchangeShape& shape, const T* grad, const T* z, const int
   for (int64_t first = 0; first < shape.windows; first += kQueries) {
     const int64_t rest = shape.windows - first, count = rest < kQueries ? rest : kQueries, columns = in_blocks(count);
     exchange.read_queries(first, count);
-    read_rows(exchange.grads, width, grad + first * shape.width, shape.width, count, shape.width, T(1));
-    transpose(exchange.grads, columns, width, exchange.columns_of_grads);
+    read_rows(exchange.grads, width, grad + first * shape.width, shape.width, count, shape.width);
+    transpose(exchange.grads, width, columns, width, exchange.columns_of_grads);
     fill(exchange.mean, kQueries, T(0));
     // The mean over keys of the products of grad and z, grad . e, by the online softmax.
     exchange.for_keys(first, count, [&](const Block& block) __attribute__((always_inline)) {
       exchange.read_scores(block);
       exchange.read_products(block);
-      softmax(block, exchange.p, exchange.maximum, exchange.sum, exchange.factor);
+      softmax<false>(block, T(1), exchange.p, exchange.sum, exchange.maximum, exchange.factor);
       for (int64_t x = 0; x < columns; x += kLanes<T>) {
         V parts[4] = {};
         for (int64_t j = 0; j < block.seen(x); j++) {
@@ -140,22 +140,22 @@ double backward(const ExchangeShape& shape, const T* grad, const T* z, const int
       if (!one) {
         exchange.read_scores(block);
         exchange.read_products(block);
-        hide(block, exchange.p);
       }
       for (int64_t x = 0; x < columns; x += kLanes<T>) {
         const V inverse = load<V>(exchange.sum + x), mean = load<V>(exchange.mean + x);
         const V largest = load<V>(exchange.maximum + x);
         for (int64_t j = 0; j < block.seen(x); j++) {
           T *at = exchange.p + j * columns + x, *of = exchange.of_p + j * columns + x;
-          const V value = (one ? load<V>(at) : exponentials(load<V>(at) - largest)) * inverse;
+          const V now = one ? load<V>(at) : exponentials(masked<T>(block, x, j, load<V>(at)) - largest),
+                  value = now * inverse;
           store(at, value);
           store(of, value * (load<V>(of) - mean));
         }
       }
       T *keys = exchange.keys + block.first_key * width, *of_keys = exchange.of_keys + block.first_key * width;
-      sum_over_keys<Plain<T>, true>(block, width, exchange.of_p, keys, exchange.result, exchange.none);
-      sum_over_queries<Plain<T>>(block, width, exchange.of_p, exchange.rows, of_keys, exchange.none);
-      sum_over_queries<Plain<T>>(block, width, exchange.p, exchange.grads, of_keys, exchange.none);
+      sum_over_keys<Plain<T>, true>(block, width, exchange.of_p, keys, exchange.result, width, exchange.none);
+      sum_over_queries<Plain<T>, true>(block, width, exchange.of_p, exchange.rows, of_keys, width, exchange.none);
+      sum_over_queries<Plain<T>, true>(block, width, exchange.p, exchange.grads, of_keys, width, exchange.none);
     });
     for (int64_t i = 0; i < count; i++) {
       if (shape.causal && first + i == 0) continue;

@@ -1,44 +1,16 @@
 // Products of small matrices that lie in the L1 and L2 caches, for attention: rows in blocks, columns in vectors.
 #pragma once
+#include "cpu/ahead.h"
 #include "cpu/products.h"
 
 namespace {
+
+using quaver::cpu::Ahead;
 
 // Rows of these matrices are allocated in blocks of so many, columns in as many elements: every tile below divides it.
 constexpr int64_t kBlock = 16;
 
 QUAVER_INLINE int64_t in_blocks(int64_t n) { return (n + kBlock - 1) / kBlock * kBlock; }
-
-// Rows of memory that will be read next, fetched into the L2 cache a few at a time between tiles.
-struct Ahead {
-  static constexpr int kMost = 3;  // q, k and v
-  struct Rows {
-    const char* first;
-    int64_t stride;
-  };
-  Rows rows[kMost];
-  int count = 0, lines = 0;  // of each row
-  int64_t each = 0;          // rows of each
-  int of = 0;
-  int64_t row = 0;
-  int step = 0;  // rows at a time
-
-  QUAVER_INLINE void go() {
-    for (int left = step; left > 0 && of < count;) {
-      // In registers: a state that is stored for each line took as long as a fifth of the products between.
-      const int64_t rest = each - row, now = rest < left ? rest : left, stride = rows[of].stride;
-      const char* at = rows[of].first + row * stride;
-      for (int64_t r = 0; r < now; r++, at += stride) {
-        for (int line = 0; line < lines; line++) __builtin_prefetch(at + line * 64, 0, 2);
-      }
-      left -= int(now);
-      row += now;
-      if (row < each) continue;
-      row = 0;
-      of++;
-    }
-  }
-};
 
 // The rows of a tile with V vectors: as many accumulators as hide the latency of a multiply-add beside the operands.
 #if defined(__AVX512F__)
@@ -51,20 +23,23 @@ constexpr int kTileRows[] = {8, 4, 4, 2};
 // else at k * a_stride + i.
 template <class P, bool kByRow, bool kAdd, int R, int V, class T = typename P::Element>
 QUAVER_INLINE void tile_product(int64_t depth, const T* a, int64_t a_stride, const T* b, int64_t b_stride, T* c,
-                                int64_t c_stride) {
+                                int64_t c_stride, Ahead& ahead) {
   Vector<T> sum[R][V] = {};
-  for (int64_t k = 0; k < depth; k++) {
-    Vector<T> column[V];
+  for (int64_t k = 0; k < depth;) {
+    for (const int64_t end = k + Ahead::kEach < depth ? k + Ahead::kEach : depth; k < end; k++) {
+      Vector<T> column[V];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; v++) column[v] = load<Vector<T>>(b + v * kLanes<T>);
+      for (int v = 0; v < V; v++) column[v] = load<Vector<T>>(b + v * kLanes<T>);
 #pragma GCC unroll 16
-    for (int i = 0; i < R; i++) {
-      const Vector<T> row = P::broadcast(kByRow ? a + i * a_stride : a + i);
+      for (int i = 0; i < R; i++) {
+        const Vector<T> row = P::broadcast(kByRow ? a + i * a_stride : a + i);
 #pragma GCC unroll 4
-      for (int v = 0; v < V; v++) sum[i][v] = P::add_product(row, column[v], sum[i][v]);
+        for (int v = 0; v < V; v++) sum[i][v] = P::add_product(row, column[v], sum[i][v]);
+      }
+      a += kByRow ? 1 : a_stride;
+      b += b_stride;
     }
-    a += kByRow ? 1 : a_stride;
-    b += b_stride;
+    ahead.go();
   }
 #pragma GCC unroll 16
   for (int i = 0; i < R; i++) {
@@ -82,9 +57,27 @@ void column_of_tiles(int64_t rows, int64_t depth, const T* a, int64_t a_stride, 
   constexpr int kRows = kTileRows[V - 1];
   for (int64_t i = 0; i < rows; i += kRows) {
     tile_product<P, kByRow, kAdd, kRows, V>(depth, a + i * (kByRow ? a_stride : 1), a_stride, b, b_stride,
-                                            c + i * c_stride, c_stride);
-    ahead.go();
+                                            c + i * c_stride, c_stride, ahead);
   }
+}
+
+// The vectors of the next tile where `left` are left of a row. Six are three and three, five are three and two: four
+// and one would be slower.
+QUAVER_INLINE int vectors_of_tile(int64_t left) { return left > 6 || left == 4 ? 4 : left > 4 ? 3 : int(left); }
+
+// How many tiles multiply_tiles makes.
+template <class T>
+QUAVER_INLINE int64_t tiles_of(int64_t rows, int64_t columns) {
+  int64_t tiles = 0;
+  for (int64_t left = columns / kLanes<T>; left > 0; left -= vectors_of_tile(left)) {
+    // By constants, for shifts in the place of divisions.
+    const int vectors = vectors_of_tile(left);
+    tiles += vectors == 4   ? rows / kTileRows[3]
+             : vectors == 3 ? rows / kTileRows[2]
+             : vectors == 2 ? rows / kTileRows[1]
+                            : rows / kTileRows[0];
+  }
+  return tiles;
 }
 
 // c [rows, columns] = (kAdd: +) A B, rows and columns in blocks.
@@ -92,8 +85,7 @@ template <class P, bool kByRow, bool kAdd, class T = typename P::Element>
 QUAVER_INLINE void multiply_tiles(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t a_stride,
                                   const T* b, int64_t b_stride, T* c, int64_t c_stride, Ahead& ahead) {
   for (int64_t left = columns / kLanes<T>; left > 0;) {
-    // Six vectors are three and three, five are three and two: four and one would be slower.
-    const int vectors = left > 6 || left == 4 ? 4 : left > 4 ? 3 : int(left);
+    const int vectors = vectors_of_tile(left);
     switch (vectors) {
       case 4:
         column_of_tiles<P, kByRow, kAdd, 4>(rows, depth, a, a_stride, b, b_stride, c, c_stride, ahead);

@@ -17,10 +17,11 @@ using torch::stable::parallel_for;
 struct HeadTensor {
   Tensor tensor;
   const char* first = nullptr;  // asked of torch once: each window needs it several times
-  int64_t batch = 0, head = 0, token = 0, element_size = 0;
+  int64_t heads = 0, batch = 0, head = 0, token = 0, element_size = 0;
 
   HeadTensor() = default;
   explicit HeadTensor(const Tensor& x) : tensor(x.size(3) > 1 && x.stride(3) != 1 ? contiguous(x) : x) {
+    heads = tensor.size(1);
     batch = tensor.stride(0);
     head = tensor.stride(1);
     token = tensor.stride(2);
@@ -94,7 +95,7 @@ class Windows {
 
   int64_t batches() const { return batches_; }
   int64_t heads() const { return heads_; }
-  int64_t key_heads() const { return heads_ / group_; }
+  int64_t key_heads() const { return key_heads_; }
   int64_t group() const { return group_; }
   int64_t windows() const { return windows_; }
   int64_t length() const { return length_; }
@@ -112,8 +113,10 @@ class Windows {
     int64_t batch, window, key_head;
   };
   Task task(int64_t index) const;
+  Task after(Task task) const;
   WindowHeads heads_of(const Task& task) const;
   const Span& span(const Task& task) const { return spans_[size_t(shared_ ? 0 : task.batch)][size_t(task.window)]; }
+  Ahead ahead(const Task* next, std::initializer_list<const HeadTensor*> tensors) const;
   void forward(const Task& task, const Task* next, const HeadTensor& out, const Tensor* summary, void* scratch) const;
   void backward(const Task& task, const Task* next, const Gradients& gradients, void* scratch) const;
   template <class Body>
@@ -124,7 +127,7 @@ class Windows {
   OptionalTensor select_;
   WindowShape shape_;
   const WindowLoops::Loops& loops_;
-  int64_t batches_, heads_, group_, length_, window_, windows_, wide_size_;
+  int64_t batches_, heads_, key_heads_, group_, length_, window_, windows_, wide_size_;
   bool shared_, heads_inside_;
   std::vector<std::vector<Span>> spans_;  // of each batch, or of all
 };

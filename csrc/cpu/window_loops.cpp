@@ -7,7 +7,7 @@ namespace {
 template <class T>
 struct Tiles {
   int64_t window, width, columns;  // of keys and of queries, in blocks
-  T *keys, *values, *rows, *queries, *p, *maximum, *sum, *factor, *weights;
+  T *keys, *values, *rows, *queries, *p, *sum, *weights;
 
   Tiles(int64_t length, int64_t head_width, Parts<T>& parts)
       : window(in_blocks(length)), width(in_blocks(head_width)), columns(query_columns(length)) {
@@ -16,16 +16,14 @@ struct Tiles {
     rows = parts.take(columns * width);
     queries = parts.take(columns * width);
     p = parts.take(window * columns);
-    maximum = parts.take(columns);
     sum = parts.take(columns);
-    factor = parts.take(columns);
     weights = parts.take(window);
   }
 };
 
 int64_t shared_scratch(int64_t window, int64_t width) {
   const int64_t keys = in_blocks(window), columns = query_columns(window);
-  return 2 * in_blocks(width) * (keys + columns) + keys * columns + 3 * columns + keys;
+  return 2 * in_blocks(width) * (keys + columns) + keys * columns + columns + keys;
 }
 int64_t forward_scratch(int64_t window, int64_t width) {
   return shared_scratch(window, width) + (query_columns(window) + 1) * in_blocks(width);
@@ -36,36 +34,42 @@ int64_t backward_scratch(int64_t window, int64_t width) {
          columns;
 }
 
-template <class E, class T = compute_t<E>>
+// tiles.queries, and tiles.rows where kRows asks for them.
+template <class E, bool kRows, class T = compute_t<E>>
 QUAVER_INLINE void read_queries(const Block& block, const WindowShape& shape, const WindowHeads& heads, int64_t head,
                                 const Tiles<T>& tiles) {
-  read_rows(tiles.rows, tiles.width, row<E>(heads.q, head, block.first_query), heads.q.token, block.queries,
-            shape.width, T(shape.scale));
-  transpose(tiles.rows, block.columns(), tiles.width, tiles.queries);
+  const E* from = row<E>(heads.q, head, block.first_query);
+  const int64_t width = tiles.width, columns = block.columns();
+  if constexpr (std::is_same_v<E, T> && !kRows) {
+    if (width == shape.width && columns == block.queries) {
+      transpose(from, heads.q.token, columns, width, tiles.queries);
+      return;
+    }
+  }
+  read_rows(tiles.rows, width, from, heads.q.token, block.queries, shape.width);
+  transpose(tiles.rows, width, columns, width, tiles.queries);
 }
 
 // tiles.p: not divided by its sums yet, tiles.sum their inverses.
 template <class T>
 QUAVER_INLINE void probabilities(const Block& block, const WindowShape& shape, const Tiles<T>& tiles, Ahead& ahead) {
   scores<Plain<T>>(block, shape.width, tiles.keys, tiles.width, tiles.queries, tiles.p, ahead);
-  fill(tiles.maximum, block.columns(), kLowest<T>);
-  fill(tiles.sum, block.columns(), T(0));
-  softmax(block, tiles.p, tiles.maximum, tiles.sum, tiles.factor);
+  softmax<true>(block, T(shape.scale), tiles.p, tiles.sum);
   invert(tiles.sum, block.columns());
 }
 
 template <class E>
-void forward(const WindowShape& shape, const WindowHeads& heads, const WindowHeads* next, const HeadRows& out,
-             void* summary, void* scratch) {
+void forward(const WindowShape& shape, const WindowHeads& heads, Ahead& ahead, const HeadRows& out, void* summary,
+             void* scratch) {
   using T = compute_t<E>;
   Parts<T> parts{static_cast<T*>(scratch)};
   const Tiles<T> tiles(shape.length, shape.width, parts);
   T* o = parts.take(tiles.columns * tiles.width);
   const int64_t width = tiles.width;
-  const bool direct = sizeof(E) == sizeof(T) && width == shape.width;
-  Ahead ahead = ahead_of<E>(shape, next, tiles.window / 4);
-  read_rows(tiles.keys, width, row<E>(heads.k, 0, 0), heads.k.token, shape.length, shape.width, T(1));
-  read_rows(tiles.values, width, row<E>(heads.v, 0, 0), heads.v.token, shape.length, shape.width, T(1));
+  const bool direct = std::is_same_v<E, T> && width == shape.width;
+  spread<Plain<T>>(ahead, shape, 1, 1);
+  read_rows(tiles.keys, width, row<E>(heads.k, 0, 0), heads.k.token, shape.length, shape.width);
+  read_rows(tiles.values, width, row<E>(heads.v, 0, 0), heads.v.token, shape.length, shape.width);
   T* z = parts.take(width);
   for (int64_t h = 0; h < shape.group; h++) {
     T* weights = nullptr;
@@ -78,13 +82,13 @@ void forward(const WindowShape& shape, const WindowHeads& heads, const WindowHea
     for (int64_t first = 0; first < shape.length; first += tiles.columns) {
       const int64_t rest = shape.length - first, count = rest < tiles.columns ? rest : tiles.columns;
       const Block block{first, count, 0, shape.length, shape.causal, 0};
-      read_queries<E>(block, shape, heads, h, tiles);
+      read_queries<E, false>(block, shape, heads, h, tiles);
       probabilities(block, shape, tiles, ahead);
-      sum_over_keys<Plain<T>, false>(block, width, tiles.p, tiles.values, o, ahead);
-      T* to = direct ? const_cast<T*>(reinterpret_cast<const T*>(row<E>(out, h, first))) : o;
+      sum_over_keys<Plain<T>, false>(block, width, tiles.p, tiles.values, o, width, ahead);
+      T* to = direct ? written<E>(out, h, first) : o;
       write_outputs(o, width, width, tiles.sum, weights ? weights + first : nullptr, count, to,
                     direct ? out.token : width, z);
-      if (!direct) write_rows<E>(o, width, T(1), out, h, first, count, shape.width);
+      if (!direct) write_rows<E>(o, width, out, h, first, count, shape.width);
     }
     if (summary) std::memcpy(static_cast<T*>(summary) + h * heads.summary_head, z, size_t(shape.width) * sizeof(T));
   }
@@ -95,7 +99,7 @@ template <class E, class T = compute_t<E>>
 QUAVER_INLINE void read_gradients(const Block& block, const WindowShape& shape, const HeadRows& grad, int64_t head,
                                   const T* weights, const T* of_summary, T* to, int64_t width) {
   if (grad.first) {
-    read_rows(to, width, row<E>(grad, head, block.first_query), grad.token, block.queries, shape.width, T(1));
+    read_rows(to, width, row<E>(grad, head, block.first_query), grad.token, block.queries, shape.width);
   } else {
     fill(to, block.columns() * width, T(0));
   }
@@ -106,8 +110,8 @@ QUAVER_INLINE void read_gradients(const Block& block, const WindowShape& shape, 
 }
 
 template <class E>
-void backward(const WindowShape& shape, const WindowHeads& heads, const WindowHeads* next,
-              const WindowGradients& gradients, void* scratch) {
+void backward(const WindowShape& shape, const WindowHeads& heads, Ahead& ahead, const WindowGradients& gradients,
+              void* scratch) {
   using T = compute_t<E>;
   Parts<T> parts{static_cast<T*>(scratch)};
   const Tiles<T> tiles(shape.length, shape.width, parts);
@@ -116,11 +120,16 @@ void backward(const WindowShape& shape, const WindowHeads& heads, const WindowHe
   T *grads = parts.take(tiles.columns * width), *columns_of_grads = parts.take(tiles.columns * width);
   T *of_queries = parts.take(tiles.columns * width), *of_p = parts.take(tiles.window * tiles.columns);
   T *products = parts.take(tiles.window), *of_weights = parts.take(tiles.window + tiles.columns);
-  Ahead ahead = ahead_of<E>(shape, next, tiles.window);
-  read_rows(tiles.keys, width, row<E>(heads.k, 0, 0), heads.k.token, shape.length, shape.width, T(1));
-  read_rows(tiles.values, width, row<E>(heads.v, 0, 0), heads.v.token, shape.length, shape.width, T(1));
-  fill(of_keys, tiles.window * width, T(0));
-  fill(of_values, tiles.window * width, T(0));
+  spread<Plain<T>>(ahead, shape, 2, 3);
+  read_rows(tiles.keys, width, row<E>(heads.k, 0, 0), heads.k.token, shape.length, shape.width);
+  read_rows(tiles.values, width, row<E>(heads.v, 0, 0), heads.v.token, shape.length, shape.width);
+  // Results of whole tiles are written where they belong, without a sum over blocks of queries on the way.
+  const bool direct = std::is_same_v<E, T> && width == shape.width && tiles.window == shape.length;
+  const bool one = direct && shape.group == 1 && tiles.columns == tiles.window;
+  if (!one) {
+    fill(of_keys, tiles.window * width, T(0));
+    fill(of_values, tiles.window * width, T(0));
+  }
   for (int64_t h = 0; h < shape.group; h++) {
     const T* of_summary = nullptr;
     if (gradients.grad_summary) {
@@ -132,24 +141,34 @@ void backward(const WindowShape& shape, const WindowHeads& heads, const WindowHe
     for (int64_t first = 0; first < shape.length; first += tiles.columns) {
       const int64_t rest = shape.length - first, count = rest < tiles.columns ? rest : tiles.columns;
       const Block block{first, count, 0, shape.length, shape.causal, 0};
-      read_queries<E>(block, shape, heads, h, tiles);
+      read_queries<E, true>(block, shape, heads, h, tiles);
       read_gradients<E>(block, shape, gradients.grad, h, tiles.weights, of_summary, grads, width);
-      transpose(grads, block.columns(), width, columns_of_grads);
+      transpose(grads, width, block.columns(), width, columns_of_grads);
       probabilities(block, shape, tiles, ahead);
       scores<Plain<T>>(block, shape.width, tiles.values, width, columns_of_grads, of_p, ahead);
-      gradient_of_scores(block, tiles.sum, of_summary ? products : nullptr, tiles.p, of_p, of_weights + first);
-      sum_over_keys<Plain<T>, false>(block, width, of_p, tiles.keys, of_queries, ahead);
-      sum_over_queries<Plain<T>>(block, width, of_p, tiles.rows, of_keys, ahead);
-      sum_over_queries<Plain<T>>(block, width, tiles.p, grads, of_values, ahead);
-      write_rows<E>(of_queries, width, T(shape.scale), gradients.q, h, first, count, shape.width);
+      gradient_of_scores(block, T(shape.scale), tiles.sum, of_summary ? products : nullptr, tiles.p, of_p,
+                         of_weights + first);
+      T* to = direct ? written<E>(gradients.q, h, first) : of_queries;
+      sum_over_keys<Plain<T>, false>(block, width, of_p, tiles.keys, to, direct ? gradients.q.token : width, ahead);
+      if (!direct) write_rows<E>(of_queries, width, gradients.q, h, first, count, shape.width);
+      if (one) {
+        sum_over_queries<Plain<T>, false>(block, width, of_p, tiles.rows, written<E>(gradients.k, 0, 0),
+                                          gradients.k.token, ahead);
+        sum_over_queries<Plain<T>, false>(block, width, tiles.p, grads, written<E>(gradients.v, 0, 0),
+                                          gradients.v.token, ahead);
+      } else {
+        sum_over_queries<Plain<T>, true>(block, width, of_p, tiles.rows, of_keys, width, ahead);
+        sum_over_queries<Plain<T>, true>(block, width, tiles.p, grads, of_values, width, ahead);
+      }
     }
     if (of_summary) {
       gradient_of_select(tiles.weights, of_weights, shape.length,
                          static_cast<T*>(gradients.select) + h * heads.select_head);
     }
   }
-  write_rows<E>(of_keys, width, T(1), gradients.k, 0, 0, shape.length, shape.width);
-  write_rows<E>(of_values, width, T(1), gradients.v, 0, 0, shape.length, shape.width);
+  if (one) return;
+  write_rows<E>(of_keys, width, gradients.k, 0, 0, shape.length, shape.width);
+  write_rows<E>(of_values, width, gradients.v, 0, 0, shape.length, shape.width);
 }
 
 template <class E>

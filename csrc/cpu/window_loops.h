@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 
+#include "cpu/ahead.h"
 #include "cpu/simd_level.h"
 
 namespace quaver::cpu {
@@ -37,11 +38,11 @@ struct WindowGradients {
 
 struct WindowLoops {
   struct Loops {
-    // Reads of `next`, which may be null, are prefetched.
-    void (*forward)(const WindowShape& shape, const WindowHeads& heads, const WindowHeads* next, const HeadRows& out,
+    // ahead: what the next window reads and writes.
+    void (*forward)(const WindowShape& shape, const WindowHeads& heads, Ahead& ahead, const HeadRows& out,
                     void* summary, void* scratch);
-    void (*backward)(const WindowShape& shape, const WindowHeads& heads, const WindowHeads* next,
-                     const WindowGradients& gradients, void* scratch);
+    void (*backward)(const WindowShape& shape, const WindowHeads& heads, Ahead& ahead, const WindowGradients& gradients,
+                     void* scratch);
     // Elements of C.
     int64_t (*forward_scratch)(int64_t window, int64_t width);
     int64_t (*backward_scratch)(int64_t window, int64_t width);

@@ -72,16 +72,9 @@ QUAVER_INLINE void narrow_keys(const Block& block, const float* p, float* to) {
   }
 }
 
-QUAVER_INLINE void multiply_scores(const Block& block, float* p, float factor) {
-  const int64_t columns = block.columns();
-  for (int64_t j = 0; j < block.keys; j++) {
-    for (int64_t x = block.first_column(j); x < columns; x++) p[j * columns + x] *= factor;
-  }
-}
-
 struct PairTiles {
   int64_t window, width, pairs, columns;
-  float *keys, *values, *rows, *queries, *p, *zipped, *maximum, *sum, *factor, *weights;
+  float *keys, *values, *rows, *queries, *p, *zipped, *sum, *weights;
 
   PairTiles(int64_t length, int64_t head_width, Parts<float>& parts)
       : window(in_blocks(length)),
@@ -94,9 +87,7 @@ struct PairTiles {
     queries = parts.take(columns * pairs);
     p = parts.take(window * columns);
     zipped = parts.take(window / 2 * columns);
-    maximum = parts.take(columns);
     sum = parts.take(columns);
-    factor = parts.take(columns);
     weights = parts.take(window);
   }
 
@@ -105,12 +96,9 @@ struct PairTiles {
                                    Ahead& ahead) const {
     read_pair_rows(rows, pairs, row<bfloat16>(heads.q, head, block.first_query), heads.q.token, block.queries,
                    shape.width);
-    transpose(rows, block.columns(), pairs, queries);
+    transpose(rows, pairs, block.columns(), pairs, queries);
     scores<Pairs>(block, elements<Pairs>(shape.width), keys, pairs, queries, p, ahead);
-    multiply_scores(block, p, float(shape.scale));
-    fill(maximum, block.columns(), kLowest<float>);
-    fill(sum, block.columns(), 0.0f);
-    softmax(block, p, maximum, sum, factor);
+    softmax<true>(block, float(shape.scale), p, sum);
     invert(sum, block.columns());
   }
 };
@@ -153,7 +141,7 @@ struct PairGradients {
         element = quaver::narrow<bfloat16>(widen(element) + weight * of_summary[c]);
       }
     }
-    transpose(grads, block.columns(), tiles.pairs, columns_of_grads);
+    transpose(grads, tiles.pairs, block.columns(), tiles.pairs, columns_of_grads);
     zip_rows(grad_pairs, tiles.width, to, stride, block.queries, shape.width);
   }
 };
@@ -170,13 +158,13 @@ int64_t pair_backward_scratch(int64_t window, int64_t width) {
   return parts.used;
 }
 
-void pair_forward(const WindowShape& shape, const WindowHeads& heads, const WindowHeads* next, const HeadRows& out,
-                  void* summary, void* scratch) {
+void pair_forward(const WindowShape& shape, const WindowHeads& heads, Ahead& ahead, const HeadRows& out, void* summary,
+                  void* scratch) {
   Parts<float> parts{static_cast<float*>(scratch)};
   const PairTiles tiles(shape.length, shape.width, parts);
   const int64_t width = tiles.width;
   float *o = parts.take(tiles.columns * width), *z = parts.take(width);
-  Ahead ahead = ahead_of<bfloat16>(shape, next, tiles.window / 4);
+  spread<Pairs>(ahead, shape, 1, 1);
   read_pair_rows(tiles.keys, tiles.pairs, row<bfloat16>(heads.k, 0, 0), heads.k.token, shape.length, shape.width);
   zip_rows(tiles.values, width, row<bfloat16>(heads.v, 0, 0), heads.v.token, shape.length, shape.width);
   for (int64_t h = 0; h < shape.group; h++) {
@@ -190,22 +178,22 @@ void pair_forward(const WindowShape& shape, const WindowHeads& heads, const Wind
       const Block block{first, count, 0, shape.length, shape.causal, 0};
       tiles.probabilities(block, shape, heads, h, ahead);
       zip_keys(block, tiles.p, tiles.zipped);
-      sum_over_keys<Pairs, false>(block, width, tiles.zipped, tiles.values, o, ahead);
+      sum_over_keys<Pairs, false>(block, width, tiles.zipped, tiles.values, o, width, ahead);
       write_outputs(o, width, width, tiles.sum, summary ? tiles.weights + first : nullptr, count, o, width, z);
-      write_rows<bfloat16>(o, width, 1.0f, out, h, first, count, shape.width);
+      write_rows<bfloat16>(o, width, out, h, first, count, shape.width);
     }
     if (summary) std::memcpy(static_cast<float*>(summary) + h * heads.summary_head, z, size_t(shape.width) * 4);
   }
 }
 
-void pair_backward(const WindowShape& shape, const WindowHeads& heads, const WindowHeads* next,
-                   const WindowGradients& gradients, void* scratch) {
+void pair_backward(const WindowShape& shape, const WindowHeads& heads, Ahead& ahead, const WindowGradients& gradients,
+                   void* scratch) {
   Parts<float> parts{static_cast<float*>(scratch)};
   const PairTiles tiles(shape.length, shape.width, parts);
   const PairGradients of(tiles, parts);
   const int64_t width = tiles.width;
   const bfloat16 *k = row<bfloat16>(heads.k, 0, 0), *v = row<bfloat16>(heads.v, 0, 0);
-  Ahead ahead = ahead_of<bfloat16>(shape, next, tiles.window);
+  spread<Pairs>(ahead, shape, 2, 3);
   read_pair_rows(tiles.keys, tiles.pairs, k, heads.k.token, shape.length, shape.width);
   read_pair_rows(of.values, tiles.pairs, v, heads.v.token, shape.length, shape.width);
   zip_rows(of.key_pairs, width, k, heads.k.token, shape.length, shape.width);
@@ -229,22 +217,23 @@ void pair_backward(const WindowShape& shape, const WindowHeads& heads, const Win
       zip_rows(of.query_pairs, width, row<bfloat16>(heads.q, h, first), heads.q.token, count, shape.width);
       of.read(block, shape, tiles, gradients.grad, h, of_summary);
       scores<Pairs>(block, elements<Pairs>(shape.width), of.values, tiles.pairs, of.columns_of_grads, of.of_p, ahead);
-      gradient_of_scores(block, tiles.sum, of_summary ? of.products : nullptr, tiles.p, of.of_p, of.of_weights + first);
+      gradient_of_scores(block, float(shape.scale), tiles.sum, of_summary ? of.products : nullptr, tiles.p, of.of_p,
+                         of.of_weights + first);
       narrow_keys(block, tiles.p, of.narrow);
-      sum_over_queries<Pairs>(block, width, of.narrow, of.grad_pairs, of.of_values, ahead);
+      sum_over_queries<Pairs, true>(block, width, of.narrow, of.grad_pairs, of.of_values, width, ahead);
       narrow_keys(block, of.of_p, of.narrow);
-      sum_over_queries<Pairs>(block, width, of.narrow, of.query_pairs, of.of_keys, ahead);
+      sum_over_queries<Pairs, true>(block, width, of.narrow, of.query_pairs, of.of_keys, width, ahead);
       zip_keys(block, of.of_p, tiles.zipped);
-      sum_over_keys<Pairs, false>(block, width, tiles.zipped, of.key_pairs, of.of_queries, ahead);
-      write_rows<bfloat16>(of.of_queries, width, float(shape.scale), gradients.q, h, first, count, shape.width);
+      sum_over_keys<Pairs, false>(block, width, tiles.zipped, of.key_pairs, of.of_queries, width, ahead);
+      write_rows<bfloat16>(of.of_queries, width, gradients.q, h, first, count, shape.width);
     }
     if (of_summary) {
       gradient_of_select(tiles.weights, of.of_weights, shape.length,
                          static_cast<float*>(gradients.select) + h * heads.select_head);
     }
   }
-  write_rows<bfloat16>(of.of_keys, width, float(shape.scale), gradients.k, 0, 0, shape.length, shape.width);
-  write_rows<bfloat16>(of.of_values, width, 1.0f, gradients.v, 0, 0, shape.length, shape.width);
+  write_rows<bfloat16>(of.of_keys, width, gradients.k, 0, 0, shape.length, shape.width);
+  write_rows<bfloat16>(of.of_values, width, gradients.v, 0, 0, shape.length, shape.width);
 }
 
 constexpr WindowLoops::Loops pair_loops = {pair_forward,          pair_backward,     pair_forward_scratch,

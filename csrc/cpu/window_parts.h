@@ -31,18 +31,21 @@ QUAVER_INLINE const E* row(const HeadRows& rows, int64_t head, int64_t token) {
   return static_cast<const E*>(rows.first) + head * rows.head + token * rows.token;
 }
 
-template <class E>
-QUAVER_INLINE Ahead ahead_of(const WindowShape& shape, const WindowHeads* next, int64_t tiles) {
-  Ahead ahead;
-  if (!next) return ahead;
-  // Pointers: the rows were just written in words, and a copy would read them in vectors, which waits for the writes.
-  for (const HeadRows* rows : {&next->q, &next->k, &next->v}) {
-    ahead.rows[ahead.count++] = {static_cast<const char*>(rows->first), rows->token * int64_t(sizeof(E))};
-  }
-  ahead.each = shape.length;
-  ahead.lines = int((shape.width * int64_t(sizeof(E)) + 63) / 64);
-  ahead.step = int(ahead.count * ahead.each / (tiles * shape.group) + 1);
-  return ahead;
+// Where results of the compute type are written, for E that is it.
+template <class E, class T = compute_t<E>>
+QUAVER_INLINE T* written(const HeadRows& rows, int64_t head, int64_t token) {
+  return reinterpret_cast<T*>(const_cast<E*>(row<E>(rows, head, token)));
+}
+
+// Spreads what is fetched ahead over the products of a window: `scores` and `sums` are how many of each kind there are.
+template <class P>
+QUAVER_INLINE void spread(Ahead& ahead, const WindowShape& shape, int64_t scores, int64_t sums) {
+  using T = typename P::Element;
+  const int64_t keys = in_blocks(shape.length), columns = query_columns(shape.length), width = in_blocks(shape.width);
+  const int64_t blocks = (keys + kQueries - 1) / kQueries * shape.group;
+  const auto times = [](int64_t depth) { return (elements<P>(depth) + Ahead::kEach - 1) / Ahead::kEach; };
+  ahead.spread(blocks *
+               (scores * tiles_of<T>(keys, columns) * times(width) + sums * tiles_of<T>(columns, width) * times(keys)));
 }
 
 // In float64: the gradient of select is made of differences of these.
@@ -111,18 +114,18 @@ void write_outputs(const T* o, int64_t stride, int64_t width, const T* inverse, 
 }
 
 template <class E>
-QUAVER_INLINE void write_rows(const compute_t<E>* from, int64_t stride, compute_t<E> factor, const HeadRows& rows,
-                              int64_t head, int64_t token, int64_t count, int64_t width) {
+QUAVER_INLINE void write_rows(const compute_t<E>* from, int64_t stride, const HeadRows& rows, int64_t head,
+                              int64_t token, int64_t count, int64_t width) {
   E* to = const_cast<E*>(row<E>(rows, head, token));
   for (int64_t t = 0; t < count; t++, to += rows.token, from += stride) {
-    for (int64_t c = 0; c < width; c++) to[c] = narrow<E>(from[c] * factor);
+    for (int64_t c = 0; c < width; c++) to[c] = narrow<E>(from[c]);
   }
 }
 
-// p /= its sums; of_p becomes the gradient of the scores. of_weights: the sum over keys of p times `products`, which
-// are those of the values with the gradient of the summary.
+// p /= its sums; of_p becomes the gradient of the products that were scaled to scores. of_weights: the sum over keys of
+// p times `products`, which are those of the values with the gradient of the summary.
 template <class T>
-QUAVER_INLINE void gradient_of_scores(const Block& block, const T* inverse, const T* products, T* p, T* of_p,
+QUAVER_INLINE void gradient_of_scores(const Block& block, T scale, const T* inverse, const T* products, T* p, T* of_p,
                                       T* of_weights) {
   using V = Vector<T>;
   const int64_t columns = block.columns();
@@ -141,7 +144,7 @@ QUAVER_INLINE void gradient_of_scores(const Block& block, const T* inverse, cons
     if (products) store(of_weights + x, total(weight));
     for (int64_t j = 0; j < keys; j++) {
       T* at = of_p + j * columns + x;
-      store(at, load<V>(p + j * columns + x) * (load<V>(at) - mean));
+      store(at, load<V>(p + j * columns + x) * scale * (load<V>(at) - mean));
     }
   }
 }
