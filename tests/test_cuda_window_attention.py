@@ -123,7 +123,8 @@ OTHER_ORDERS = [
     for both in product(emulation.ORDERS, emulation.COPIES)
     if both != ("forward", "early")
 ]
-ORDERED = [case for case in OWN if case.name in ("tiles-uneven", "documents-tiles", "njx-tiles")]
+ORDERED_NAMES = ("tiles-uneven", "documents-tiles", "njx-tiles", "long-window", "exchange-alone")
+ORDERED = [case for case in (*CASES, *OWN) if case.name in ORDERED_NAMES]
 
 
 @pytest.mark.parametrize("order, copies", OTHER_ORDERS)

@@ -156,9 +156,11 @@ class Gemm {
     }
   }
 
-  // Rows i .. of A over a range of depth: where they are, or the panels that they are to be packed into.
+  // Rows i .. of A over a range of depth: where they are, or the panels that they are to be packed into. A transposed A
+  // that several panels are multiplied by is packed: read in place each step of the depth is a line, of which half is
+  // used, and soon a page (0.65 of the rate where its steps are 1.8 KiB apart).
   Left<T> left(int64_t i, int64_t rows, int64_t k, int64_t length, int64_t block) const {
-    if (a_.direct()) {
+    if (a_.direct() && (!a_.transposed || columns_ <= 2 * loops_.columns)) {
       const T* from = a_.transposed ? a_.at(k, i) : a_.at(i, k);
       return {{nullptr, loops_.rows, block, 0}, from, a_.row_stride(), !a_.transposed};
     }

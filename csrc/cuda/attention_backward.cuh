@@ -272,9 +272,9 @@ __global__ void __launch_bounds__(kAttentionThreads<T>, kAttentionBlocks<T>)
         [&](int i) { return first + i; });
   commit_copies();
   await_copies<0>();
-  __syncthreads();
   const bool summarized = !kExchange && gradients.of_weights;
   if (summarized) {
+    __syncthreads();
     add_summary(shared->grads, attention, gradients, of_rows, first, rows);
     __syncthreads();
   }
@@ -426,8 +426,6 @@ __global__ void __launch_bounds__(kAttentionThreads<T>, kAttentionBlocks<T>)
       if (column + 1 < width) to[column + 1] = two;
     });
   } else {
-    await_copies<0>();
-    __syncthreads();
     put_rows(shared->queries, line, of.keys, attention.scale);
     put_rows(shared->grads, line, of.values, C(1));
     store_rows(shared->queries, line, gradients.k, gradients.k.at(batch, place.head), first, width, rows);

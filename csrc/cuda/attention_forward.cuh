@@ -124,7 +124,6 @@ __global__ void __launch_bounds__(kAttentionThreads<T>, kAttentionBlocks<T>)
       }
 #pragma unroll
       for (int i = 0; i < D / 2; i++) sums[i / 4][i % 4] += part[i / 4][i % 4];
-      __syncwarp();
     }
     if (!kExchange) {
       __syncthreads();  // all are done with the values

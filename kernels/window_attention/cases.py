@@ -139,6 +139,7 @@ CASES = [
     _attention_case("documents", (2, 2, 37, 16), 8, starts=[0, 5, 5, 20, 37]),
     _attention_case("documents-each", (2, 2, 23, 8), 4, starts=[[0, 9, 10], [0, 1, 23]], causal=True),
     _exchange_case("exchange-one", (1, 1, 1, 3), causal=True),
+    _exchange_case("exchange-alone", (2, 2, 1, 16), causal=True),
     _exchange_case("exchange-none", (2, 2, 0, 8)),
     _exchange_case("exchange", (2, 2, 21, 16)),
     _exchange_case("exchange-causal", (2, 2, 21, 16), causal=True),
