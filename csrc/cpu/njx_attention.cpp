@@ -1,4 +1,5 @@
 // torch.ops.quaver.njx_attention and its backward on the CPU. Schemas: kernels/window_attention/op.py.
+#include "cpu/gemm.h"
 #include "cpu/window_host.h"
 
 namespace quaver::cpu {
@@ -23,35 +24,75 @@ struct NJX {
     return {first, std::min(windows.window(), windows.length() - first)};
   }
 
-  // Calls attention(batch, key head) for all, and rest(batch, head, C's scratch, C's rows [W, d]) for the query heads,
-  // one head after the other: what the first wrote is then in the cache. Where there are fewer key heads than threads,
-  // all() does the attention of the whole before or after.
-  template <class C, class One, class All, class Rest>
-  void for_heads(bool attention_first, One&& one, All&& all, Rest&& rest) const {
-    const int64_t key_heads = windows.key_heads(), tasks = windows.batches() * key_heads, group = windows.group();
-    if (windows.length() == 0 || tasks == 0) return;
-    const int64_t rows = shape.windows * shape.width, scratch = exchange_loops().scratch(shape.windows, shape.width);
-    const bool apart = tasks < int64_t(torch::stable::get_num_threads());
-    const auto rest_of = [&](int64_t batch, int64_t head) {
-      C* memory = workspace<C>(Use::kExchange, scratch + rows);
-      rest(batch, head, memory + rows, memory);
+  // Some of the key heads of a batch, and the query heads that share them.
+  struct Some {
+    int64_t batch, first_key_head, key_heads, first_head, heads;
+  };
+
+  // So many bytes of the output, or of its gradient, stay in the caches from one stage to the next.
+  static constexpr int64_t kTogether = 2 << 20;
+
+  // How many key heads are done together, one stage after the other; 0 for each stage of the whole, where not even one
+  // would stay in the caches. Where heads of a token lie side by side one alone would touch the pages of all of them.
+  int64_t together(int64_t element_size) const {
+    const int64_t key_heads = windows.key_heads(), threads = int64_t(torch::stable::get_num_threads());
+    const int64_t bytes = windows.length() * windows.width() * windows.group() * element_size;
+    if (bytes > kTogether || windows.batches() * key_heads < threads) return 0;
+    int64_t count = windows.heads_inside() ? std::clamp<int64_t>(kTogether / bytes, 1, key_heads) : 1;
+    while (count > 1 && windows.batches() * ceil_div(key_heads, count) < 4 * threads) count /= 2;
+    return count;
+  }
+
+  // The three stages of a pass, in this order or (kForward: false) the other way round. attention(some heads) does
+  // theirs, all() that of the whole; exchange(batch, head, its rows of C [W, d], scratch) that between windows;
+  // window(batch, head, window, its row of C) what leads from one to the other.
+  template <class C, bool kForward, class Attention, class All, class Exchange, class Window>
+  void stages(int64_t element_size, Attention&& attention, All&& all, Exchange&& exchange, Window&& window) const {
+    const int64_t batches = windows.batches(), heads = windows.heads(), key_heads = windows.key_heads();
+    const int64_t count = shape.windows, rows = count * shape.width, group = windows.group();
+    if (windows.length() == 0 || batches * key_heads == 0) return;
+    const int64_t scratch = exchange_loops().scratch(shape.windows, shape.width);
+    // Window by window: the order of memory where heads are inside.
+    const auto of_window = [&](const Some& some, int64_t w, C* of) {
+      for (int64_t h = 0; h < some.heads; h++) {
+        window(some.batch, some.first_head + h, w, of + h * rows + w * shape.width);
+      }
     };
-    if (apart) {
-      if (attention_first) all();
-      parallel_for(0, tasks * group, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; i++) rest_of(i / windows.heads(), i % windows.heads());
+    const int64_t each = together(element_size);
+    if (each > 0) {
+      const int64_t parts = ceil_div(key_heads, each);
+      parallel_for(0, batches * parts, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; i++) {
+          const int64_t first = i % parts * each, some_heads = std::min(each, key_heads - first);
+          const Some some{i / parts, first, some_heads, first * group, some_heads * group};
+          C* memory = workspace<C>(Use::kExchange, scratch + some.heads * rows);
+          C* of = memory + scratch;
+          if (kForward) attention(some);
+          for (int64_t w = 0; !kForward && w < count; w++) of_window(some, w, of);
+          for (int64_t h = 0; h < some.heads; h++) exchange(some.batch, some.first_head + h, of + h * rows, memory);
+          for (int64_t w = 0; kForward && w < count; w++) of_window(some, w, of);
+          if (!kForward) attention(some);
+        }
       });
-      if (!attention_first) all();
       return;
     }
-    parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; i++) {
-        const int64_t batch = i / key_heads, key_head = i % key_heads;
-        if (attention_first) one(batch, key_head);
-        for (int64_t h = 0; h < group; h++) rest_of(batch, key_head * group + h);
-        if (!attention_first) one(batch, key_head);
-      }
+    C* of = workspace<C>(Use::kSums, batches * heads * rows);
+    const auto of_windows = [&] {
+      parallel_for(0, batches * count, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; i++) {
+          const int64_t batch = i / count;
+          of_window({batch, 0, key_heads, 0, heads}, i % count, of + batch * heads * rows);
+        }
+      });
+    };
+    if (kForward) all();
+    if (!kForward) of_windows();
+    parallel_for(0, batches * heads, 1, [&](int64_t begin, int64_t end) {
+      C* memory = workspace<C>(Use::kExchange, scratch);
+      for (int64_t i = begin; i < end; i++) exchange(i / heads, i % heads, of + i * rows, memory);
     });
+    if (kForward) of_windows();
+    if (!kForward) all();
   }
 };
 
@@ -66,18 +107,18 @@ std::tuple<Tensor, Tensor> njx_attention(const Tensor& q, const Tensor& k, const
   const HeadTensor to(out);
   with_exchange(q.scalar_type(), [&](const auto& loops, auto zero) {
     using C = decltype(zero);
-    njx.for_heads<C>(
-        true, [&](int64_t batch, int64_t key_head) { windows.forward(batch, key_head, to, &summary); },
+    njx.stages<C, true>(
+        to.element_size,
+        [&](const auto& some) { windows.forward(some.batch, some.first_key_head, some.key_heads, to, &summary); },
         [&] { windows.forward(to, &summary); },
-        [&](int64_t batch, int64_t head, C* scratch, C* e) {
+        [&](int64_t batch, int64_t head, C* e, C* scratch) {
           const C* z = const_data<C>(summary) + windows.summary_at(batch, head, 0);
           loops.forward(njx.shape, z, njx.sources.of(batch), e, scratch);
-          const double factor = double(const_data<C>(njx.gate)[head]);
-          for (int64_t w = 0; w < njx.shape.windows; w++) {
-            const Span span = njx.span(w);
-            windows.loops().add_row(to.at(batch, head, span.first).first, to.token, span.length, windows.width(),
-                                    factor, e + w * windows.width());
-          }
+        },
+        [&](int64_t batch, int64_t head, int64_t window, const C* e) {
+          const Span span = njx.span(window);
+          windows.loops().add_row(to.at(batch, head, span.first).first, to.token, span.length, windows.width(),
+                                  double(const_data<C>(njx.gate)[head]), e);
         });
   });
   return {out, summary};
@@ -105,20 +146,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> njx_attention_backward(
   std::vector<double> of_gates(size_t(windows.batches() * windows.heads()));
   with_exchange(q.scalar_type(), [&](const auto& loops, auto zero) {
     using C = decltype(zero);
-    njx.for_heads<C>(
-        false, [&](int64_t batch, int64_t key_head) { windows.backward(batch, key_head, gradients); },
+    njx.stages<C, false>(
+        from.element_size,
+        [&](const auto& some) { windows.backward(some.batch, some.first_key_head, some.key_heads, gradients); },
         [&] { windows.backward(gradients); },
-        [&](int64_t batch, int64_t head, C* scratch, C* sums) {
-          for (int64_t w = 0; w < njx.shape.windows; w++) {
-            const Span span = njx.span(w);
-            windows.loops().sum_rows(sums + w * windows.width(), from.at(batch, head, span.first).first, from.token,
-                                     span.length, windows.width());
-          }
-          // With the gate left out the backward pass gives the gate's gradient too: the sum of grad * e.
+        // With the gate left out the backward pass gives the gate's gradient too: the sum of grad * e.
+        [&](int64_t batch, int64_t head, const C* sums, C* scratch) {
           const int64_t first = windows.summary_at(batch, head, 0);
           of_gates[size_t(batch * windows.heads() + head)] =
               loops.backward(njx.shape, sums, const_data<C>(summary) + first, njx.sources.of(batch),
                              double(const_data<C>(njx.gate)[head]), data<C>(of_summary) + first, scratch);
+        },
+        [&](int64_t batch, int64_t head, int64_t window, C* sum) {
+          const Span span = njx.span(window);
+          windows.loops().sum_rows(sum, from.at(batch, head, span.first).first, from.token, span.length,
+                                   windows.width());
         });
     for (int64_t h = 0; h < windows.heads(); h++) {
       double sum = 0;

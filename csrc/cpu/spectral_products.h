@@ -254,8 +254,8 @@ void multiply_into(int64_t rows, int64_t columns, int64_t depth, const A& a, con
   for_rows(rows, columns, [&](int64_t r) { to.narrow->store(to.data, r * to.stride, wide + r * columns, columns); });
 }
 
-// A transposed one would have a cache line, of which half is used, and soon a page, for each step of the depth: half the
-// rate of packed panels.
+// A transposed one would have a cache line, of which half is used, and soon a page, for each step of the depth: half
+// the rate of packed panels.
 template <class C>
 bool read_in_place(const Matrix<C>& a) {
   return a.direct() && !a.transposed;

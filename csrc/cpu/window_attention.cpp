@@ -178,18 +178,25 @@ void Windows::backward(const Gradients& gradients) const {
   for_tasks(5, [&](const Task& task, const Task* next) { backward(task, next, gradients, scratch(true)); });
 }
 
-void Windows::forward(int64_t batch, int64_t key_head, const HeadTensor& out, const Tensor* summary) const {
+template <class Body>
+void Windows::for_windows(int64_t batch, int64_t first_key_head, int64_t count, Body&& body) const {
   for (int64_t w = 0; w < windows_; w++) {
-    const Task next{batch, w + 1, key_head};
-    forward(Task{batch, w, key_head}, w + 1 < windows_ ? &next : nullptr, out, summary, scratch(false));
+    for (int64_t h = 0; h < count; h++) {
+      const Task next = h + 1 < count ? Task{batch, w, first_key_head + h + 1} : Task{batch, w + 1, first_key_head};
+      body(Task{batch, w, first_key_head + h}, next.window < windows_ ? &next : nullptr);
+    }
   }
 }
 
-void Windows::backward(int64_t batch, int64_t key_head, const Gradients& gradients) const {
-  for (int64_t w = 0; w < windows_; w++) {
-    const Task next{batch, w + 1, key_head};
-    backward(Task{batch, w, key_head}, w + 1 < windows_ ? &next : nullptr, gradients, scratch(true));
-  }
+void Windows::forward(int64_t batch, int64_t first_key_head, int64_t count, const HeadTensor& out,
+                      const Tensor* summary) const {
+  for_windows(batch, first_key_head, count,
+              [&](const Task& task, const Task* next) { forward(task, next, out, summary, scratch(false)); });
+}
+
+void Windows::backward(int64_t batch, int64_t first_key_head, int64_t count, const Gradients& gradients) const {
+  for_windows(batch, first_key_head, count,
+              [&](const Task& task, const Task* next) { backward(task, next, gradients, scratch(true)); });
 }
 
 namespace {

@@ -79,8 +79,9 @@ class Windows {
   Windows(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& select,
           const OptionalTensor& document_starts, int64_t window, int64_t summary_tokens, bool causal, double scale);
 
-  // All windows of one key head, or of all.
-  void forward(int64_t batch, int64_t key_head, const HeadTensor& out, const Tensor* summary) const;
+  // All windows of some key heads, or of all.
+  void forward(int64_t batch, int64_t first_key_head, int64_t count, const HeadTensor& out,
+               const Tensor* summary) const;
   void forward(const HeadTensor& out, const Tensor* summary) const;
 
   struct Gradients {
@@ -90,7 +91,7 @@ class Windows {
     HeadTensor q, k, v;
     void* select = nullptr;
   };
-  void backward(int64_t batch, int64_t key_head, const Gradients& gradients) const;
+  void backward(int64_t batch, int64_t first_key_head, int64_t count, const Gradients& gradients) const;
   void backward(const Gradients& gradients) const;
 
   int64_t batches() const { return batches_; }
@@ -100,6 +101,8 @@ class Windows {
   int64_t windows() const { return windows_; }
   int64_t length() const { return length_; }
   int64_t width() const { return shape_.width; }
+  // Whether the heads of a token lie side by side.
+  bool heads_inside() const { return heads_inside_; }
   int64_t window() const { return window_; }
   int64_t size() const { return wide_size_; }
   const WindowLoops::Loops& loops() const { return loops_; }
@@ -121,6 +124,8 @@ class Windows {
   void backward(const Task& task, const Task* next, const Gradients& gradients, void* scratch) const;
   template <class Body>
   void for_tasks(int64_t work, Body&& body) const;
+  template <class Body>
+  void for_windows(int64_t batch, int64_t first_key_head, int64_t count, Body&& body) const;
   void* scratch(bool backward) const;
 
   HeadTensor q_, k_, v_;

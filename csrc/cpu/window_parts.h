@@ -157,11 +157,23 @@ QUAVER_INLINE void gradient_of_select(const T* weights, const T* of_weights, int
 }
 
 template <class E>
-void add_row(void* first, int64_t token, int64_t length, int64_t width, double factor, const void* e) {
+void add_row(void* first, int64_t token, int64_t length, int64_t width, double factor, const void* e_) {
   using T = compute_t<E>;
   E* to = static_cast<E*>(first);
-  for (int64_t t = 0; t < length; t++, to += token) {
-    for (int64_t c = 0; c < width; c++) to[c] = narrow<E>(widen(to[c]) + T(factor) * static_cast<const T*>(e)[c]);
+  const T* e = static_cast<const T*>(e_);
+  int64_t done = 0;
+  // By hand, as in read_rows().
+  for (; std::is_same_v<E, T> && done + kLanes<T> <= width; done += kLanes<T>) {
+    const Vector<T> addend = load<Vector<T>>(e + done) * T(factor);
+    for (int64_t t = 0; t < length; t++) {
+      E* at = to + t * token + done;
+      store(at, load<Vector<T>>(at) + addend);
+    }
+  }
+  for (int64_t t = 0; done < width && t < length; t++) {
+    for (int64_t c = done; c < width; c++) {
+      to[t * token + c] = narrow<E>(widen(to[t * token + c]) + T(factor) * e[c]);
+    }
   }
 }
 
