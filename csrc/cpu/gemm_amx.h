@@ -1,30 +1,22 @@
-// The product of pairs of bf16 by AMX: tiles of 16 rows of 64 bytes, two by two of them held in registers. Included
-// once per instruction set. The instructions are written out: as intrinsics they would want the whole file compiled for
-// AMX.
+// The product of pairs of bf16 by AMX: two by two tiles of C held in registers. Included once per instruction set.
 //
 // A panel of A holds 16 rows: element (i, k) at k / 16 * 256 + i * 16 + k % 16, a tile for every 16 of depth, the last
 // one filled up with zeros. A panel of B is that of the other kernels, 32 columns wide.
 #pragma once
 #include <algorithm>
 
+#include "cpu/amx.h"
 #include "cpu/gemm_loops.h"
 #include "cpu/gemm_pack.h"
 
 #if defined(__AVX512F__)
 namespace {
 
-constexpr int kTile = 16;  // rows of a tile, and its 32-bit columns
 // A panel of B of this depth, 32 KiB, stays in the L1 cache beside the tiles of A that pass: a step of 16 reads 4 KiB
 // in the 64 cycles of its products, more than L2 delivers.
 constexpr int kTileDepth = 256;
 
 // Tiles 0 .. 3 are C's (0 1 above 2 3), 4 and 5 A's, 6 and 7 B's.
-struct TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {};
-  uint8_t rows[16] = {};
-};
-
 // For `above` rows in the upper tiles and `below` in the lower ones.
 QUAVER_INLINE void configure_tiles(int above, int below) {
   TileConfig config;
@@ -33,15 +25,8 @@ QUAVER_INLINE void configure_tiles(int above, int below) {
     config.rows[tile] = uint8_t(rows);
     config.row_bytes[tile] = rows ? 64 : 0;
   }
-  asm volatile("ldtilecfg %0" : : "m"(config));
+  load_tile_config(config);
 }
-
-#define QUAVER_TILE_LOAD(tile, from, stride_bytes) \
-  asm volatile("tileloadd (%0,%1,1), %%tmm" #tile : : "r"(from), "r"(stride_bytes) : "memory")
-#define QUAVER_TILE_STORE(tile, to, stride_bytes) \
-  asm volatile("tilestored %%tmm" #tile ", (%0,%1,1)" : : "r"(to), "r"(stride_bytes) : "memory")
-#define QUAVER_TILE_ZERO(tile) asm volatile("tilezero %tmm" #tile)
-#define QUAVER_TILE_PRODUCT(c, a, b) asm volatile("tdpbf16ps %tmm" #b ", %tmm" #a ", %tmm" #c)
 
 // Where the tiles of A lie: rows `stride` bytes apart, 16 of depth `step` floats after the last, the lower tile `below`
 // floats after the upper.
@@ -143,7 +128,7 @@ void multiply_amx(int64_t rows, int64_t columns, int64_t depth, const quaver::cp
       for (int r = 0; r < high; r++) std::memcpy(to + r * stride, edge + r * kWide, size_t(wide) * sizeof(float));
     }
   }
-  asm volatile("tilerelease");
+  release_tiles();
 }
 
 void pack_rows_amx(float* to, int64_t width, const float* from, int64_t stride, int64_t count, int64_t depth) {

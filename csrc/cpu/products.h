@@ -1,4 +1,5 @@
-// What the loops of products multiply: elements of type T, or pairs of bf16 in the bits of a float.
+// What the loops of products multiply: elements of type T, or pairs of bf16 in the bits of a float, those by vectors or
+// by the tiles of AMX.
 #pragma once
 #include "cpu/simd.h"
 
@@ -19,6 +20,7 @@ struct Pairs {
   static QUAVER_INLINE Floats broadcast(const float* a) { return (Floats)(Ints{} + load<int32_t>(a)); }
   static QUAVER_INLINE Floats add_product(Floats a, Floats b, Floats c) { return add_pair_products(a, b, c); }
 };
+struct TiledPairs : Pairs {};
 #endif
 
 }  // namespace

@@ -1,7 +1,10 @@
 // Products of small matrices that lie in the L1 and L2 caches, for attention: rows in blocks, columns in vectors.
 #pragma once
+#include <type_traits>
+
 #include "cpu/ahead.h"
 #include "cpu/products.h"
+#include "cpu/tile_product_amx.h"
 
 namespace {
 
@@ -65,9 +68,12 @@ void column_of_tiles(int64_t rows, int64_t depth, const T* a, int64_t a_stride, 
 // and one would be slower.
 QUAVER_INLINE int vectors_of_tile(int64_t left) { return left > 6 || left == 4 ? 4 : left > 4 ? 3 : int(left); }
 
-// How many tiles multiply_tiles makes.
-template <class T>
-QUAVER_INLINE int64_t tiles_of(int64_t rows, int64_t columns) {
+// How often multiply_tiles calls ahead.go().
+template <class P, class T = typename P::Element>
+QUAVER_INLINE int64_t steps_of(int64_t rows, int64_t columns, int64_t depth) {
+#if defined(__AVX512F__)
+  if (std::is_same_v<P, TiledPairs>) return rows / kTile * ((columns + 63) / 64) * ((depth + kTile - 1) / kTile);
+#endif
   int64_t tiles = 0;
   for (int64_t left = columns / kLanes<T>; left > 0; left -= vectors_of_tile(left)) {
     // By constants, for shifts in the place of divisions.
@@ -77,13 +83,18 @@ QUAVER_INLINE int64_t tiles_of(int64_t rows, int64_t columns) {
              : vectors == 2 ? rows / kTileRows[1]
                             : rows / kTileRows[0];
   }
-  return tiles;
+  return tiles * ((depth + Ahead::kEach - 1) / Ahead::kEach);
 }
 
 // c [rows, columns] = (kAdd: +) A B, rows and columns in blocks.
 template <class P, bool kByRow, bool kAdd, class T = typename P::Element>
 QUAVER_INLINE void multiply_tiles(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t a_stride,
                                   const T* b, int64_t b_stride, T* c, int64_t c_stride, Ahead& ahead) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<P, TiledPairs>) {
+    return multiply_amx_tiles<kByRow, kAdd>(rows, columns, depth, a, a_stride, b, b_stride, c, c_stride, ahead);
+  }
+#endif
   for (int64_t left = columns / kLanes<T>; left > 0;) {
     const int vectors = vectors_of_tile(left);
     switch (vectors) {

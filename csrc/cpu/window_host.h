@@ -50,6 +50,7 @@ inline const WindowLoops::Loops& window_loops_of(ScalarType dtype) {
     case ScalarType::Double:
       return loops.f64;
     case ScalarType::BFloat16:
+      if (has_amx() && has_bf16()) return *loops.bf16_amx;
       return has_bf16() ? *loops.bf16_pairs : loops.bf16;
     case ScalarType::Half:
       return loops.f16;

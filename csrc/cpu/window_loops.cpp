@@ -176,15 +176,15 @@ constexpr WindowLoops::Loops loops = {forward<E>,       backward<E>, forward_scr
                                       backward_scratch, add_row<E>,  sum_rows<E>};
 
 #if defined(__AVX512F__)
-constexpr const WindowLoops::Loops* kPairLoops = &pair_loops;
+constexpr const WindowLoops::Loops *kPairLoops = &pair_loops<Pairs>, *kAmxLoops = &pair_loops<TiledPairs>;
 #else
-constexpr const WindowLoops::Loops* kPairLoops = nullptr;
+constexpr const WindowLoops::Loops *kPairLoops = nullptr, *kAmxLoops = nullptr;
 #endif
 
 }  // namespace
 
 namespace quaver::cpu {
 extern const WindowLoops QUAVER_AT_LEVEL(window_loops);
-const WindowLoops QUAVER_AT_LEVEL(window_loops) = {loops<float>, loops<double>, loops<bfloat16>, loops<float16>,
-                                                   kPairLoops};
+const WindowLoops QUAVER_AT_LEVEL(window_loops) = {loops<float>,   loops<double>, loops<bfloat16>,
+                                                   loops<float16>, kPairLoops,    kAmxLoops};
 }  // namespace quaver::cpu

@@ -52,7 +52,8 @@ struct WindowLoops {
     void (*sum_rows)(void* sum, const void* first, int64_t token, int64_t length, int64_t width);
   };
   Loops f32, f64, bf16, f16;
-  const Loops* bf16_pairs;  // null at the levels that never have the instructions: for has_bf16() only
+  // Null at the levels that never have the instructions: for has_bf16(), and has_amx() besides.
+  const Loops *bf16_pairs, *bf16_amx;
 };
 
 QUAVER_LOOPS(WindowLoops, window_loops)

@@ -40,12 +40,10 @@ QUAVER_INLINE T* written(const HeadRows& rows, int64_t head, int64_t token) {
 // Spreads what is fetched ahead over the products of a window: `scores` and `sums` are how many of each kind there are.
 template <class P>
 QUAVER_INLINE void spread(Ahead& ahead, const WindowShape& shape, int64_t scores, int64_t sums) {
-  using T = typename P::Element;
   const int64_t keys = in_blocks(shape.length), columns = query_columns(shape.length), width = in_blocks(shape.width);
   const int64_t blocks = (keys + kQueries - 1) / kQueries * shape.group;
-  const auto times = [](int64_t depth) { return (elements<P>(depth) + Ahead::kEach - 1) / Ahead::kEach; };
-  ahead.spread(blocks *
-               (scores * tiles_of<T>(keys, columns) * times(width) + sums * tiles_of<T>(columns, width) * times(keys)));
+  ahead.spread(blocks * (scores * steps_of<P>(keys, columns, elements<P>(width)) +
+                         sums * steps_of<P>(columns, width, elements<P>(keys))));
 }
 
 // In float64: the gradient of select is made of differences of these.
