@@ -3,6 +3,7 @@
 
 #include "cpu/scaled_product.h"
 #include "cpu/spectral_few_rows.h"
+#include "cpu/spectral_few_tiled.h"
 
 namespace quaver::cpu {
 namespace {
@@ -228,6 +229,8 @@ std::tuple<Tensor, Tensor> spectral_linear(const Tensor& x, const Tensor& weight
     using C = decltype(zero);
     if (by_delta) {
       ByDelta<C>(out, keep ? &kept : nullptr, in).run();
+    } else if (FewTiledRows::takes(in)) {
+      FewTiledRows(in).run(out, keep ? &kept : nullptr);
     } else if (FewRows<C>::takes(in)) {
       FewRows<C>(in).run(out, keep ? &kept : nullptr);
     } else {
