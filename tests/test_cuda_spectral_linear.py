@@ -87,6 +87,7 @@ SHAPES = [
     Shape("halves", 2, 18, 16, 70, 18, 4, by_token=True, gain="none"),
     Shape("rank-one", 2, 20, 24, 30, 70, 1),
     Shape("decode", 5, 1, 264, 40, 12, 12),
+    Shape("decode-odd", 5, 1, 264, 41, 12, 12),
     Shape("wide", 2, 33, 40, 24, 6, 4, wide=True),
     Shape("strided", 2, 11, 24, 16, 4, 8, strided=True),
     Shape("deep", 1, 3, 200, 24, 24, 8, gain="one"),

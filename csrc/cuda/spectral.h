@@ -119,6 +119,7 @@ struct Factors {
     STD_TORCH_CHECK(up.size(0) == factors && up.size(2) == rank, "quaver: up does not fit down");
     STD_TORCH_CHECK(up.scalar_type() == down.scalar_type(), "quaver: up and down differ in dtype");
     STD_TORCH_CHECK(columns() < int64_t(1) << 31, "quaver: too many columns of factors");
+    STD_TORCH_CHECK(factors % 2 == 0, "quaver: an odd number of factors");
     check_same_device(up, down);
   }
 

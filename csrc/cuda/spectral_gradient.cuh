@@ -4,23 +4,19 @@
 
 namespace quaver::gpu {
 
+// Elements at and at + 1; `at` is even.
 template <class T>
-__device__ void load_pair(const T* from, int64_t at, bool has_second, compute_t<T>& first, compute_t<T>& second) {
+__device__ void load_pair(const T* from, int64_t at, compute_t<T>& first, compute_t<T>& second) {
   struct alignas(2 * sizeof(T)) Pair {
     T first, second;
   };
-  if (has_second && at % 2 == 0) {
-    const Pair pair = reinterpret_cast<const Pair*>(from)[at / 2];
-    first = widen(pair.first);
-    second = widen(pair.second);
-  } else {
-    first = widen(from[at]);
-    second = has_second ? widen(from[at + 1]) : compute_t<T>(0);
-  }
+  const Pair pair = reinterpret_cast<const Pair*>(from)[at / 2];
+  first = widen(pair.first);
+  second = widen(pair.second);
 }
 
 // ---- by tokens: the gradient of x down^T ---------------------------------------------------------------------------
-// q [rows, R] = (gain * grad) up, and what becomes of it. `plain` is x down^T.
+// q [rows, R] = (gain * grad) up, and what becomes of it. `plain` is x down^T. R is even, as the number of factors is.
 template <class T>
 struct ProjectedGradient {
   using C = compute_t<T>;
@@ -62,17 +58,15 @@ __global__ void __launch_bounds__(kGemmThreads)
   sums.for_pairs([&](int row_, int column_, C& first, C& second) {
     const int64_t row = place.row + row_, column = place.column + column_, at = row * columns + column;
     if (row >= rows || column >= columns) return;
-    const bool has_second = column + 1 < columns;
-    const C of_first = result.coefficients.at(row, column);
-    const C of_second = has_second ? result.coefficients.at(row, column + 1) : C(0);
+    const C of_first = result.coefficients.at(row, column), of_second = result.coefficients.at(row, column + 1);
     if (result.gradient.data) {
-      result.gradient.store_pair(at, multiply(of_first, first), multiply(of_second, second), has_second);
+      result.gradient.store_pair(at, multiply(of_first, first), multiply(of_second, second), true);
     }
     if (!result.plain) return;
     C plain_first, plain_second;
-    load_pair(result.plain, at, has_second, plain_first, plain_second);
+    load_pair(result.plain, at, plain_first, plain_second);
     if (result.scaled.data) {
-      result.scaled.store_pair(at, multiply(of_first, plain_first), multiply(of_second, plain_second), has_second);
+      result.scaled.store_pair(at, multiply(of_first, plain_first), multiply(of_second, plain_second), true);
     }
     shared->pairs[row_][Shared::slot(row_, column_ / 2)] = {multiply(plain_first, first),
                                                             multiply(plain_second, second)};
@@ -166,8 +160,9 @@ struct Lines {
                              compute_t<T> second, bool has_second) const {
     const int64_t here = at(member, row, column), next = at(member, row, column + 1);
     if (next == here + 1) return to.store_pair(here, first, second, has_second);
+    // A group's last column: there are more groups, for their number is even.
     to.store(here, first);
-    if (has_second) to.store(next, second);
+    to.store(next, second);
   }
 };
 
@@ -225,7 +220,7 @@ struct UpGradient {
   Coefficients<C> coefficients;
 };
 
-// P_b = grad_b down^T [N, R] for a tile, one sample after the other; out = gain * sum_b c_b P_b.
+// P_b = grad_b down^T [N, R] for a tile, one sample after the other; out = gain * sum_b c_b P_b. R is even.
 template <class T, class S>
 __global__ void __launch_bounds__(kGemmThreads)
     up_gradient_kernel(UpGradient<T> result, Operand<T> grad, Operand<T> down, int64_t samples) {
@@ -240,14 +235,14 @@ __global__ void __launch_bounds__(kGemmThreads)
     ColumnSums<T, S> of_coefficients;
     sums.for_places([&](int, int pair, int row_, int column_, C& first, C& second) {
       const int64_t row = place.row + row_, column = place.column + column_;
-      const bool has = row < grad.rows && column < down.rows, has_second = has && column + 1 < down.rows;
+      const bool has = row < grad.rows && column < down.rows;
       if (result.of_coefficients && has) {
         const C gain = result.gain[row], up = result.up[result.lines.at(0, row, column)];
-        const C next = has_second ? result.up[result.lines.at(0, row, column + 1)] : C(0);
+        const C next = result.up[result.lines.at(0, row, column + 1)];
         of_coefficients.add(pair, multiply(multiply(gain, up), first), multiply(multiply(gain, next), second));
       }
       first = has ? multiply(first, result.coefficients.at(b, column)) : C(0);
-      second = has_second ? multiply(second, result.coefficients.at(b, column + 1)) : C(0);
+      second = has ? multiply(second, result.coefficients.at(b, column + 1)) : C(0);
     });
     if (result.of_coefficients) {
       const int64_t tile = b * gridDim.x + blockIdx.x;
@@ -259,15 +254,13 @@ __global__ void __launch_bounds__(kGemmThreads)
   total.for_places([&](int line, int, int row_, int column_, C& first, C& second) {
     const int64_t row = place.row + row_, column = place.column + column_;
     if (row >= grad.rows || column >= down.rows) return;
-    const bool has_second = column + 1 < down.rows;
     if (result.of_gain) {
-      C sum = multiply(first, result.up[result.lines.at(0, row, column)]);
-      if (has_second) sum = add(sum, multiply(second, result.up[result.lines.at(0, row, column + 1)]));
-      of_gain.add(line, sum);
+      const C sum = multiply(first, result.up[result.lines.at(0, row, column)]);
+      of_gain.add(line, add(sum, multiply(second, result.up[result.lines.at(0, row, column + 1)])));
     }
     if (!result.out.data) return;
     const C gain = result.gain[row];
-    result.lines.store_pair(result.out, 0, row, column, multiply(gain, first), multiply(gain, second), has_second);
+    result.lines.store_pair(result.out, 0, row, column, multiply(gain, first), multiply(gain, second), true);
   });
   if (result.of_gain) of_gain.store(result.of_gain, blockIdx.y, place.row, grad.rows);
 }

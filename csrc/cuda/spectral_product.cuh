@@ -70,21 +70,25 @@ __device__ void store_part(C* to, int64_t at, C first, C second, bool has_second
 }
 
 // ---- x down^T ------------------------------------------------------------------------------------------------------
-// Where x down^T goes, [rows, R]: as it is, and times the coefficients.
+// Where x down^T goes, [rows, R]: as it is, and times the coefficients. R is even, as the number of factors is.
 template <class T>
 struct Projected {
   Target<T> plain, scaled;  // of data null: not asked for
   Coefficients<compute_t<T>> coefficients;
   Parts<compute_t<T>> parts;
 
-  __device__ void store(int64_t row, int64_t column, int64_t columns, compute_t<T> first, compute_t<T> second,
-                        bool has_second) const {
+  __device__ void store(int64_t row, int64_t column, int64_t columns, compute_t<T> value) const {
     const int64_t at = row * columns + column;
-    if (plain.data) plain.store_pair(at, first, second, has_second);
+    if (plain.data) plain.store(at, value);
+    if (scaled.data) scaled.store(at, multiply(value, coefficients.at(row, column)));
+  }
+  __device__ void store_pair(int64_t row, int64_t column, int64_t columns, compute_t<T> first,
+                             compute_t<T> second) const {
+    const int64_t at = row * columns + column;
+    if (plain.data) plain.store_pair(at, first, second, true);
     if (!scaled.data) return;
-    first = multiply(first, coefficients.at(row, column));
-    if (has_second) second = multiply(second, coefficients.at(row, column + 1));
-    scaled.store_pair(at, first, second, has_second);
+    scaled.store_pair(at, multiply(first, coefficients.at(row, column)),
+                      multiply(second, coefficients.at(row, column + 1)), true);
   }
 };
 
@@ -100,11 +104,11 @@ __global__ void __launch_bounds__(kGemmThreads) project_kernel(Projected<T> resu
   sums.for_pairs([&](int row_, int column_, C& first, C& second) {
     const int64_t row = place.row + row_, column = place.column + column_;
     if (row >= x.rows || column >= down.rows) return;
-    const bool has_second = column + 1 < down.rows;
     if (result.parts.data) {
-      store_part(result.parts.of(blockIdx.z, x.rows * down.rows), row * down.rows + column, first, second, has_second);
+      store_part(result.parts.of(blockIdx.z, x.rows * down.rows), row * down.rows + column, first, second,
+                 column + 1 < down.rows);
     } else {
-      result.store(row, column, down.rows, first, second, has_second);
+      result.store_pair(row, column, down.rows, first, second);
     }
   });
 }
@@ -178,7 +182,7 @@ template <class T>
 __global__ void __launch_bounds__(kSpectralThreads)
     finish_projected_kernel(Projected<T> result, int64_t rows, int64_t columns) {
   for_elements(rows * columns, [&](int64_t i) {
-    result.store(i / columns, i % columns, columns, total(result.parts, i, rows * columns), 0, false);
+    result.store(i / columns, i % columns, columns, total(result.parts, i, rows * columns));
   });
 }
 
