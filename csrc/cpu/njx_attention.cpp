@@ -32,14 +32,15 @@ struct NJX {
   // So many bytes of the output, or of its gradient, stay in the caches from one stage to the next.
   static constexpr int64_t kTogether = 2 << 20;
 
-  // How many key heads are done together, one stage after the other; 0 for each stage of the whole, where not even one
+  // How many key heads are done together, one stage after the other; 0 for each stage of the whole, where hardly one
   // would stay in the caches. Where heads of a token lie side by side one alone would touch the pages of all of them.
   int64_t together(int64_t element_size) const {
     const int64_t key_heads = windows.key_heads(), threads = int64_t(torch::stable::get_num_threads());
     const int64_t bytes = windows.length() * windows.width() * windows.group() * element_size;
-    if (bytes > kTogether || windows.batches() * key_heads < threads) return 0;
+    if (2 * bytes > kTogether || windows.batches() * key_heads < threads) return 0;
     int64_t count = windows.heads_inside() ? std::clamp<int64_t>(kTogether / bytes, 1, key_heads) : 1;
-    while (count > 1 && windows.batches() * ceil_div(key_heads, count) < 4 * threads) count /= 2;
+    const auto uneven = [&](int64_t tasks) { return tasks < 4 * threads && tasks % threads != 0; };
+    while (count > 1 && uneven(windows.batches() * ceil_div(key_heads, count))) count /= 2;
     return count;
   }
 
