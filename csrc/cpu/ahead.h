@@ -28,7 +28,7 @@ struct Ahead {
   __attribute__((always_inline)) void spread(int64_t calls) {
     uint32_t lines = 0;
     for (int i = 0; i < count; i++) lines += uint32_t(rows[i].lines * each);
-    step = (lines + uint32_t(calls) - 1) / uint32_t(calls);
+    if (calls > 0) step = (lines + uint32_t(calls) - 1) / uint32_t(calls);
   }
 
   __attribute__((always_inline)) void go() {

@@ -129,6 +129,8 @@ CASES = [
     _attention_case("ragged", (2, 2, 37, 16), 8, select=True),
     _attention_case("ragged-causal", (2, 2, 37, 16), 8, select=True, causal=True, exchange_tokens=3),
     _attention_case("one-window", (1, 2, 11, 32), 64, causal=True, scale=0.3),
+    _attention_case("negative-scale", (1, 2, 37, 16), 20, causal=True, select=True, scale=-8.0),
+    _attention_case("no-scale", (1, 2, 21, 16), 8, causal=True, scale=0.0),
     _attention_case("odd-width", (1, 2, 41, 19), 20, layout="heads", select=True, exchange_tokens=7),
     _attention_case("shared-heads", (2, 6, 35, 32), 16, key_heads=2, causal=True, select=True),
     _attention_case("one-key-head", (1, 4, 50, 24), 17, key_heads=1),
