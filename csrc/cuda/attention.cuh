@@ -55,13 +55,13 @@ struct Mask {
   int begin[2], end[2];
   uint32_t blocks;
 
-  // row: of the first of the warp's rows; `rows` of all there are, counted from it. Those that are not there are zeros:
-  // whatever they see, they add nothing.
+  // row: of the first of the warp's rows; `rows` of all there are, counted from it. Rows that are not there see none:
+  // they are zeros and would add nothing, but without the bound the kernels of gradients need up to 36 registers more.
   __device__ Mask(const Visible& visible, int64_t batch, int64_t row, int64_t rows, int64_t key) {
     const int lane = int(threadIdx.x) % 32;
     for (int half = 0; half < 2; half++) {
       const int64_t at = lane / 4 + 8 * half;
-      const Range keys = visible.keys_of(batch, row + at);
+      const Range keys = at < rows ? visible.keys_of(batch, row + at) : Range{0, 0};
       begin[half] = within(keys.begin - key);
       end[half] = within(keys.end - key);
     }

@@ -87,8 +87,9 @@ struct Projected {
     const int64_t at = row * columns + column;
     if (plain.data) plain.store_pair(at, first, second, true);
     if (!scaled.data) return;
-    scaled.store_pair(at, multiply(first, coefficients.at(row, column)),
-                      multiply(second, coefficients.at(row, column + 1)), true);
+    first = multiply(first, coefficients.at(row, column));
+    second = multiply(second, coefficients.at(row, column + 1));
+    scaled.store_pair(at, first, second, true);
   }
 };
 
@@ -104,9 +105,9 @@ __global__ void __launch_bounds__(kGemmThreads) project_kernel(Projected<T> resu
   sums.for_pairs([&](int row_, int column_, C& first, C& second) {
     const int64_t row = place.row + row_, column = place.column + column_;
     if (row >= x.rows || column >= down.rows) return;
+    const bool has_second = column + 1 < down.rows;
     if (result.parts.data) {
-      store_part(result.parts.of(blockIdx.z, x.rows * down.rows), row * down.rows + column, first, second,
-                 column + 1 < down.rows);
+      store_part(result.parts.of(blockIdx.z, x.rows * down.rows), row * down.rows + column, first, second, has_second);
     } else {
       result.store_pair(row, column, down.rows, first, second);
     }
