@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from op_checks import (
+    CPU,
     DTYPES,
     LEVELS,
     assert_gradients,
@@ -224,6 +225,31 @@ def test_random_njx_calls_are_as_accurate_as_eager(seed: int, dtype: torch.dtype
     case = Case(f"njx-{seed}", njx, inputs, tuple(made), exact=False)
     assert_result_as_accurate_as_eager(case, dtype)
     assert_gradients_as_accurate_as_eager(case, dtype)
+
+
+@pytest.mark.parametrize("threads", (1, 2))
+@pytest.mark.parametrize(
+    "length", [pytest.param(3200, id="two-heads-then-one"), pytest.param(6000, id="each-stage-of-the-whole")]
+)
+def test_njx_of_many_tokens_is_that_of_each_head(length: int, threads: int) -> None:
+    """How many heads go through the stages together depends on how many outputs the caches hold (2 MiB)."""
+    q, k, v, grad = (values((2, length, 3, 64), torch.float32, CPU, seed).transpose(1, 2) for seed in range(4))
+    select, gate = values((2, 3, length), torch.float32, CPU, 4), values((3,), torch.float32, CPU, 5)
+
+    def njx_of(batches: slice, heads: slice) -> list[Tensor]:
+        inputs = [x[batches, heads].detach().clone().requires_grad_() for x in (q, k, v, select)]
+        out = njx_attention(*inputs, 64, gate=gate[heads], causal=True)
+        return [out, *torch.autograd.grad(out, inputs, grad[batches, heads])]
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        together = njx_of(slice(None), slice(None))
+        for b, h in itertools.product(range(2), range(3)):
+            for whole, part in zip(together, njx_of(slice(b, b + 1), slice(h, h + 1)), strict=True):
+                assert torch.equal(whole[b : b + 1, h : h + 1], part)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_memory_is_linear_in_the_number_of_tokens() -> None:

@@ -2,7 +2,7 @@
 // once per instruction set. The instructions are written out: as intrinsics they would want the whole file compiled for
 // AMX.
 #pragma once
-#include <cstdint>
+#include "cpu/simd.h"
 
 #if defined(__AVX512F__)
 namespace {
@@ -16,10 +16,8 @@ struct TileConfig {
   uint8_t rows[16] = {};
 };
 
-inline __attribute__((always_inline)) void load_tile_config(const TileConfig& config) {
-  asm volatile("ldtilecfg %0" : : "m"(config));
-}
-inline __attribute__((always_inline)) void release_tiles() { asm volatile("tilerelease"); }
+QUAVER_INLINE void load_tile_config(const TileConfig& config) { asm volatile("ldtilecfg %0" : : "m"(config)); }
+QUAVER_INLINE void release_tiles() { asm volatile("tilerelease"); }
 
 #define QUAVER_TILE_LOAD(tile, from, stride_bytes) \
   asm volatile("tileloadd (%0,%1,1), %%tmm" #tile : : "r"(from), "r"(stride_bytes) : "memory")

@@ -146,8 +146,8 @@ double backward(const ExchangeShape& shape, const T* grad, const T* z, const int
         const V largest = load<V>(exchange.maximum + x);
         for (int64_t j = 0; j < block.seen(x); j++) {
           T *at = exchange.p + j * columns + x, *of = exchange.of_p + j * columns + x;
-          const V now = one ? load<V>(at) : exponentials(masked<T>(block, x, j, load<V>(at)) - largest),
-                  value = now * inverse;
+          const V p = one ? load<V>(at) : exponentials(masked<T>(block, x, j, load<V>(at)) - largest);
+          const V value = p * inverse;
           store(at, value);
           store(of, value * (load<V>(of) - mean));
         }

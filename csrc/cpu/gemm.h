@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "common/integers.h"
 #include "cpu/gemm_loops.h"
 #include "cpu/noise_source.h"
 #include "cpu/workspace.h"
@@ -30,9 +31,6 @@ inline const PairLoops* pair_loops_of(ScalarType dtype) {
   if (dtype != ScalarType::BFloat16) return nullptr;
   return has_amx() ? gemm_loops().amx : has_bf16() ? gemm_loops().bf16 : nullptr;
 }
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // Panels of a block of an operand: those of the first `block` of depth, then those of the next.
 template <class T>
@@ -156,11 +154,9 @@ class Gemm {
     }
   }
 
-  // Rows i .. of A over a range of depth: where they are, or the panels that they are to be packed into. A transposed A
-  // that several panels are multiplied by is packed: read in place each step of the depth is a line, of which half is
-  // used, and soon a page (0.65 of the rate where its steps are 1.8 KiB apart).
+  // Rows i .. of A over a range of depth: where they are, or the panels that they are to be packed into.
   Left<T> left(int64_t i, int64_t rows, int64_t k, int64_t length, int64_t block) const {
-    if (a_.direct() && (!a_.transposed || columns_ <= 2 * loops_.columns)) {
+    if (a_.direct(columns_ > 2 * loops_.columns)) {
       const T* from = a_.transposed ? a_.at(k, i) : a_.at(i, k);
       return {{nullptr, loops_.rows, block, 0}, from, a_.row_stride(), !a_.transposed};
     }

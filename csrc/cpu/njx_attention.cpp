@@ -1,5 +1,5 @@
 // torch.ops.quaver.njx_attention and its backward on the CPU. Schemas: kernels/window_attention/op.py.
-#include "cpu/gemm.h"
+#include "common/integers.h"
 #include "cpu/window_host.h"
 
 namespace quaver::cpu {
@@ -32,7 +32,7 @@ struct NJX {
   // So many bytes of the output, or of its gradient, stay in the caches from one stage to the next.
   static constexpr int64_t kTogether = 2 << 20;
 
-  // How many key heads are done together, one stage after the other; 0 for each stage of the whole, where hardly one
+  // How many key heads are done together, one stage after the other; 0 for each stage of the whole, where not even two
   // would stay in the caches. Where heads of a token lie side by side one alone would touch the pages of all of them.
   int64_t together(int64_t element_size) const {
     const int64_t key_heads = windows.key_heads(), threads = int64_t(torch::stable::get_num_threads());

@@ -30,7 +30,7 @@ class FewTiledRows {
 
   // kept: z, or null.
   void run(Tensor& out, Tensor* kept) const {
-    const int64_t of_inputs = ceil_div(inputs_, 2);
+    const int64_t of_inputs = inputs_ / 2;
     float* x = workspace<float>(Use::kPackedB, panels_ * of_inputs * kWidth);
     x_.matrix(how_, 0, false)
         .pack(how_.loops, Panels<float>{x, kWidth, std::max<int64_t>(1, of_inputs), panels_}, 0, 0, rows_, 0, 0,

@@ -254,18 +254,11 @@ void multiply_into(int64_t rows, int64_t columns, int64_t depth, const A& a, con
   for_rows(rows, columns, [&](int64_t r) { to.narrow->store(to.data, r * to.stride, wide + r * columns, columns); });
 }
 
-// A transposed one would have a cache line, of which half is used, and soon a page, for each step of the depth: half
-// the rate of packed panels.
-template <class C>
-bool read_in_place(const Matrix<C>& a) {
-  return a.direct() && !a.transposed;
-}
-
 // The left operand of several products: where it is, or packed into `buffer`, in blocks of depth of `block`.
 template <class C>
 Left<C> left_of(const GemmLoopsOf<C>& loops, const Matrix<C>& a, int64_t rows, int64_t length, int64_t block,
                 C* buffer) {
-  if (read_in_place(a)) return {{nullptr, loops.rows, block, 0}, a.at(0, 0), a.row_stride(), true};
+  if (a.direct(true)) return {{nullptr, loops.rows, block, 0}, a.at(0, 0), a.row_stride(), true};
   const Panels<C> panels{buffer, loops.rows, block, ceil_div(rows, loops.rows)};
   // Several groups of rows at a time: of a transposed matrix they lie side by side.
   constexpr int64_t kGroups = 8;
@@ -279,7 +272,7 @@ Left<C> left_of(const GemmLoopsOf<C>& loops, const Matrix<C>& a, int64_t rows, i
 // How many elements that takes.
 template <class C>
 int64_t left_size(const GemmLoopsOf<C>& loops, const Matrix<C>& a, int64_t rows, int64_t length, int64_t block) {
-  return read_in_place(a) ? 0 : round_up(rows, loops.rows) * round_up(length, block);
+  return a.direct(true) ? 0 : round_up(rows, loops.rows) * round_up(length, block);
 }
 
 // A vector in the compute type: of `count` equal values where it has one.

@@ -1,6 +1,7 @@
 // torch.ops.quaver.window_attention and its backward on the CPU. Schemas: kernels/window_attention/op.py.
 #include <initializer_list>
 
+#include "common/integers.h"
 #include "cpu/window_host.h"
 
 namespace quaver::cpu {
@@ -38,7 +39,7 @@ Windows::Windows(const Tensor& q, const Tensor& k, const Tensor& v, const Option
       group_(k.size(1) > 0 ? q.size(1) / k.size(1) : 1),
       length_(q.size(2)),
       window_(std::max<int64_t>(1, std::min(window, q.size(2)))),
-      windows_((q.size(2) + window - 1) / window),
+      windows_(ceil_div(q.size(2), window)),
       wide_size_(q.scalar_type() == ScalarType::Double ? 8 : 4),
       shared_(!document_starts || document_starts->dim() == 1),
       heads_inside_(q.stride(1) < q.stride(2)) {

@@ -18,8 +18,6 @@ constexpr int64_t kEnoughBlocks = 264;
 // Blocks of few rows that make the noise of their weights again: it costs less than to store it. See tuning.py.
 constexpr int64_t kRemade = 1, kRemadeSigns = 4;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 template <class T>
 gpu::Operand<T> operand(const Rows& x) {
   return {gpu::input<T>(x.tensor), x.stride, x.member_stride, x.rows, x.columns};

@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 
+#include "common/integers.h"
 #include "common/linear_shape.h"
 #include "cuda/library_product.h"
 #include "cuda/linear_gradient.cuh"
@@ -20,8 +21,6 @@ constexpr int64_t kEnoughTiles = 4;  // so that the emulator's small tests have 
 #endif
 // Steps of the depth that a split has at least.
 constexpr int64_t kStepsOfSplit = 4;
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // ---- tensors -------------------------------------------------------------------------------------------------------
 inline Tensor in_dtype(const Tensor& x, ScalarType dtype) {

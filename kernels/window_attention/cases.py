@@ -137,6 +137,7 @@ CASES = [
     _attention_case("strided", (2, 2, 21, 12), 6, layout="strided", select=True),
     _attention_case("large", (1, 2, 40, 16), 16, layout="large", causal=True),
     _attention_case("long-window", (1, 1, 210, 24), 100, causal=True, select=True, exchange_tokens=30),
+    _attention_case("whole-long-windows", (1, 2, 192, 16), 96, select=True),
     _attention_case("wide", (1, 2, 40, 128), 33, select=True),
     _attention_case("documents", (2, 2, 37, 16), 8, starts=[0, 5, 5, 20, 37]),
     _attention_case("documents-each", (2, 2, 23, 8), 4, starts=[[0, 9, 10], [0, 1, 23]], causal=True),
