@@ -1,4 +1,5 @@
 // torch.ops.quaver.perturbed_linear and its gradients on CUDA. Schemas: kernels/perturbed_linear/op.py.
+#include "common/integers.h"
 #include "common/linear_shape.h"
 #include "cuda/few_rows.cuh"
 #include "cuda/gemm.cuh"
