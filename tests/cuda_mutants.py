@@ -7,7 +7,8 @@ A copy of the tree is changed and built, this one is left alone. A mutant is kil
 that fails, or by not ending. What survives is printed with its line: it is equivalent, or a test is missing. Known to
 be equivalent: the bounds of tiles in the two kernels of few_rows.cuh, which only save what a later bound masks;
 part.has(i) in dot_rows_kernel, where load() has put zeros; the early return of column_sums_kernel, past whose columns
-nothing is read or written; the bound of rows in Mask (attention.cuh), which saves registers.
+nothing is read or written; the bound of rows in Mask (attention.cuh) and those of a second
+column in Projected (spectral_product.cuh), which save registers.
 """
 
 import json

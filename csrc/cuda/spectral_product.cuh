@@ -70,26 +70,22 @@ __device__ void store_part(C* to, int64_t at, C first, C second, bool has_second
 }
 
 // ---- x down^T ------------------------------------------------------------------------------------------------------
-// Where x down^T goes, [rows, R]: as it is, and times the coefficients. R is even, as the number of factors is.
+// Where x down^T goes, [rows, R]: as it is, and times the coefficients. R is even, as the number of factors is, so that
+// a pair always has its second; the bounds that say so are left because without them float32 takes two registers more.
 template <class T>
 struct Projected {
   Target<T> plain, scaled;  // of data null: not asked for
   Coefficients<compute_t<T>> coefficients;
   Parts<compute_t<T>> parts;
 
-  __device__ void store(int64_t row, int64_t column, int64_t columns, compute_t<T> value) const {
+  __device__ void store(int64_t row, int64_t column, int64_t columns, compute_t<T> first, compute_t<T> second,
+                        bool has_second) const {
     const int64_t at = row * columns + column;
-    if (plain.data) plain.store(at, value);
-    if (scaled.data) scaled.store(at, multiply(value, coefficients.at(row, column)));
-  }
-  __device__ void store_pair(int64_t row, int64_t column, int64_t columns, compute_t<T> first,
-                             compute_t<T> second) const {
-    const int64_t at = row * columns + column;
-    if (plain.data) plain.store_pair(at, first, second, true);
+    if (plain.data) plain.store_pair(at, first, second, has_second);
     if (!scaled.data) return;
     first = multiply(first, coefficients.at(row, column));
-    second = multiply(second, coefficients.at(row, column + 1));
-    scaled.store_pair(at, first, second, true);
+    if (has_second) second = multiply(second, coefficients.at(row, column + 1));
+    scaled.store_pair(at, first, second, has_second);
   }
 };
 
@@ -109,7 +105,7 @@ __global__ void __launch_bounds__(kGemmThreads) project_kernel(Projected<T> resu
     if (result.parts.data) {
       store_part(result.parts.of(blockIdx.z, x.rows * down.rows), row * down.rows + column, first, second, has_second);
     } else {
-      result.store_pair(row, column, down.rows, first, second);
+      result.store(row, column, down.rows, first, second, has_second);
     }
   });
 }
@@ -183,7 +179,7 @@ template <class T>
 __global__ void __launch_bounds__(kSpectralThreads)
     finish_projected_kernel(Projected<T> result, int64_t rows, int64_t columns) {
   for_elements(rows * columns, [&](int64_t i) {
-    result.store(i / columns, i % columns, columns, total(result.parts, i, rows * columns));
+    result.store(i / columns, i % columns, columns, total(result.parts, i, rows * columns), 0, false);
   });
 }
 
