@@ -230,6 +230,32 @@ def test_a_second_signal_stops_at_once(folder: Path, monkeypatch: pytest.MonkeyP
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+class _Interrupted(io.RawIOBase):
+    """A file during whose first write CTRL-C comes."""
+
+    def __init__(self) -> None:
+        self.written = b""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        if not self.written:
+            signal.raise_signal(signal.SIGINT)
+        self.written += bytes(data)
+        return len(data)
+
+
+def test_a_signal_in_the_middle_of_a_print(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    file = _Interrupted()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BufferedWriter(file)))
+    with loop._signals() as interrupted:
+        Console().print("step 1")
+        assert interrupted()
+    assert file.written == b"step 1\n"
+    assert "stopping after this step and its checkpoint; once more stops at once" in capfd.readouterr().out
+
+
 def test_a_run_goes_on_where_its_text_has_moved(tmp_path: Path) -> None:
     train(tmp_path, "run", "train.steps=2", "train.final_lr_share=1")
     (tmp_path / "elsewhere").mkdir()

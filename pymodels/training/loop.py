@@ -91,7 +91,7 @@ def check_resumable(old: RunConfig, new: RunConfig) -> None:
 
 
 @contextlib.contextmanager
-def _signals(console: Console) -> Iterator[Any]:
+def _signals() -> Iterator[Any]:
     """A function that says whether CTRL-C or SIGTERM has come; a second one ends the program at once."""
     received: list[int] = []
 
@@ -100,7 +100,9 @@ def _signals(console: Console) -> Iterator[Any]:
             raise KeyboardInterrupt
         received.append(number)
         if is_first_process():
-            console.print("\nstopping after this step and its checkpoint; once more stops at once")
+            # Not by print: a signal can come in the middle of one, and a buffered file refuses the second.
+            with contextlib.suppress(OSError):
+                os.write(1, b"\nstopping after this step and its checkpoint; once more stops at once\n")
 
     before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -196,7 +198,7 @@ def train(config: RunConfig, folder: Path, *, resume: bool = False, console: Con
         model.compile(dynamic=False)
     module = TrainingModule(system, config, model, step)
     batches = TrainingBatches(data, config.train.batch_size, config.train.accumulate, step, config.train.steps)
-    with _signals(console) as interrupted:
+    with _signals() as interrupted:
         engine = Engine(folder, data, state, console, interrupted)
         trainer = pl.Trainer(
             accelerator=device,
