@@ -1,7 +1,7 @@
 // spectral_linear of few rows, as a decoder has them: dot products with the weights where they are, nothing packed.
 #pragma once
 #include "cpu/dot_products.h"
-#include "cpu/spectral_inputs.h"
+#include "cpu/spectral_in_order.h"
 
 namespace quaver::cpu {
 
@@ -35,13 +35,24 @@ class FewRows {
     project(both, kept);
     const std::vector<C> gain = values_of<C>(in_.gain, outputs_), bias = values_of<C>(in_.bias, outputs_);
     const Result<C> result{output<char>(out), outputs_, pointer(bias), false, how_.narrow};
-    for_dot_tiles<C>(rows_, outputs_, inputs_ + ranks_, [&](int64_t n, int64_t height, C* sums, C* totals) {
-      add_rows(sums, in_.weight, n, height, both);
-      const Rows up = rows_of_up(n, height, pointer(gain));
-      dot_loops_of<C>().add(sums, up.data, up.stride, height, both + inputs_, stride_, rows_, ranks_);
-      dot_loops_of<C>().total(totals, sums, height * rows_);
-      store_dots(result, totals, n, height, rows_);
-    });
+    const C* of_up = nullptr;
+    if (in_.up.scalar_type() == compute_dtype(in_.dtype) && InOrder<C>::takes(in_, 1)) {
+      of_up = InOrder<C>(in_, 1).run(both + inputs_, stride_);
+    }
+    for_dot_tiles<C>(
+        rows_, outputs_, of_up ? inputs_ : inputs_ + ranks_, [&](int64_t n, int64_t height, C* sums, C* totals) {
+          add_rows(sums, in_.weight, n, height, both);
+          if (!of_up) {
+            const Rows up = rows_of_up(n, height, pointer(gain));
+            dot_loops_of<C>().add(sums, up.data, up.stride, height, both + inputs_, stride_, rows_, ranks_);
+          }
+          dot_loops_of<C>().total(totals, sums, height * rows_);
+          for (int64_t i = 0; of_up && i < height; i++) {
+            const C scale = gain.empty() ? C(1) : gain[size_t(n + i)];
+            for (int64_t m = 0; m < rows_; m++) totals[i * rows_ + m] += scale * of_up[m * outputs_ + n + i];
+          }
+          store_dots(result, totals, n, height, rows_);
+        });
   }
 
  private:

@@ -1,7 +1,7 @@
 // spectral_linear of few rows of bf16 by the tiles of AMX. The weights are the left operands, row by row where they
 // lie, and x stands on the right: only the few rows are packed.
 #pragma once
-#include "cpu/spectral_inputs.h"
+#include "cpu/spectral_in_order.h"
 
 namespace quaver::cpu {
 
@@ -39,7 +39,8 @@ class FewTiledRows {
     float* z = workspace<float>(Use::kSamples, panels_ * ranks_ / 2 * kWidth);
     for_tiles(ranks_, [&](int64_t first, int64_t count) { project(z, kept, x, coefficients, first, count); });
     char* to = output<char>(out);
-    for_tiles(outputs_, [&](int64_t first, int64_t count) { multiply(to, x, z, first, count); });
+    const float* of_up = InOrder<float>::takes(in_, 2) ? in_order(z) : nullptr;
+    for_tiles(outputs_, [&](int64_t first, int64_t count) { multiply(to, x, z, of_up, first, count); });
   }
 
  private:
@@ -103,11 +104,27 @@ class FewTiledRows {
     }
   }
 
-  void multiply(char* out, const float* x, const float* z, int64_t first, int64_t count) const {
+  // z up^T [rows, outputs] of a few rows, all in one panel of z.
+  const float* in_order(const float* z) const {
+    const int64_t pairs = ranks_ / 2;
+    float* by_row = workspace<float>(Use::kSums, rows_ * pairs);
+    spectral_loops().f32.transpose(by_row, pairs, z, kWidth, pairs, rows_);
+    return InOrder<float>(in_, 2).run(by_row, pairs);
+  }
+
+  // of_up: z up^T where that has been made already, or null.
+  void multiply(char* out, const float* x, const float* z, const float* of_up, int64_t first, int64_t count) const {
     float* tile = workspace<float>(Use::kTile, kTall * kWidth);
-    const auto [up, stride] = rows_of_up(first, count);
+    const auto [up, stride] = of_up ? std::pair<const void*, int64_t>() : rows_of_up(first, count);
     for (int64_t p = 0; p < panels_; p++) {
-      product(tile, up, ranks_, stride, count, z, p, false);
+      if (of_up) {
+        std::fill_n(tile, count * kWidth, 0.0f);
+        for (int64_t m = 0; m < rows_; m++) {
+          for (int64_t i = 0; i < count; i++) tile[i * kWidth + m] = of_up[m * outputs_ + first + i];
+        }
+      } else {
+        product(tile, up, ranks_, stride, count, z, p, false);
+      }
       if (!gain_.empty()) spectral_loops().f32.scale_panel(tile, tile, gain_.data() + first, kWidth, count);
       product(tile, row_of(in_.weight, first), inputs_, inputs_, count, x, p, true);
       write(out, outputs_, tile, p, first, count, pointer(bias_));

@@ -4,6 +4,7 @@
 
 #include "common/dtype.h"
 #include "cpu/level.h"
+#include "cpu/products.h"
 #include "cpu/transpose.h"
 
 namespace {
@@ -204,23 +205,73 @@ void gather(char* to, int64_t to_row, const char* from, int64_t factor, int64_t 
   }
 }
 
+// F factors and M rows at a time: each element of up is read once for the rows, each sum once for the factors. scales
+// [F, .., period]: those of a factor are `of_factor` apart.
+template <class P, int F, int M, class T = typename P::Element>
+void add_block(T* sums, int64_t sums_stride, const T* up, int64_t factor, const T* scales, int64_t of_factor,
+               int64_t period, int64_t elements) {
+  using V = Vector<T>;
+  const auto add = [&](int64_t e, int64_t j, const T* from, int64_t stride) {
+    V element[F];
+#pragma GCC unroll 4
+    for (int f = 0; f < F; f++) element[f] = load<V>(from + f * stride);
+#pragma GCC unroll 4
+    for (int m = 0; m < M; m++) {
+      V sum = load<V>(sums + m * sums_stride + e);
+#pragma GCC unroll 4
+      for (int f = 0; f < F; f++) {
+        sum = P::add_product(element[f], load<V>(scales + f * of_factor + m * period + j), sum);
+      }
+      store(sums + m * sums_stride + e, sum);
+    }
+  };
+  int64_t e = 0, j = 0;
+  for (; e + kLanes<T> <= elements; e += kLanes<T>) {
+    add(e, j, up + e, factor);
+    j = j + kLanes<T> < period ? j + kLanes<T> : 0;
+  }
+  if (e == elements) return;
+  T rest[F][kLanes<T>] = {};
+  for (int f = 0; f < F; f++) std::memcpy(rest[f], up + f * factor + e, size_t(elements - e) * sizeof(T));
+  add(e, j, rest[0], kLanes<T>);
+}
+
+template <class P, int F>
+constexpr decltype(&add_block<P, F, 1>) kBlocks[] = {add_block<P, F, 1>, add_block<P, F, 2>, add_block<P, F, 3>,
+                                                     add_block<P, F, 4>};
+
+template <class P, class T = typename P::Element>
+void add_factors(T* sums, int64_t sums_stride, const T* up, int64_t factor, int64_t factors, const T* scales,
+                 int64_t period, int64_t rows, int64_t elements) {
+  const int64_t of_factor = rows * period;
+  for (int64_t f = 0; f < factors;) {
+    const bool four = factors - f >= 4;
+    const auto* blocks = four ? kBlocks<P, 4> : kBlocks<P, 1>;
+    for (int64_t m = 0; m < rows; m += 4) {
+      const int64_t height = rows - m < 4 ? rows - m : 4;
+      blocks[height - 1](sums + m * sums_stride, sums_stride, up + f * factor, factor,
+                         scales + f * of_factor + m * period, of_factor, period, elements);
+    }
+    f += four ? 4 : 1;
+  }
+}
+
+#if defined(__AVX512F__)
+constexpr auto* add_pair_factors = add_factors<Pairs>;
+#else
+constexpr decltype(quaver::cpu::SpectralLoops::add_pair_factors) add_pair_factors = nullptr;
+#endif
+
 template <class T>
 constexpr quaver::cpu::SpectralLoopsOf<T> loops_with(void (*turn)(T*, T*, int64_t)) {
-  return {scale_panel<T>,
-          scale_columns<T>,
-          add_scaled_columns<T>,
-          add_scaled_rows<T>,
-          shift_rows<T>,
-          column_dots<T>,
-          dot<T>,
-          transpose<T>,
-          turn};
+  return {scale_panel<T>, scale_columns<T>, add_scaled_columns<T>, add_scaled_rows<T>,    shift_rows<T>,
+          column_dots<T>, dot<T>,           transpose<T>,          add_factors<Plain<T>>, turn};
 }
 
 }  // namespace
 
 namespace quaver::cpu {
 extern const SpectralLoops QUAVER_AT_LEVEL(spectral_loops);
-const SpectralLoops QUAVER_AT_LEVEL(spectral_loops) = {loops_with<float>(turn_floats),
-                                                       loops_with<double>(turn_precisely), pair_panel, gather};
+const SpectralLoops QUAVER_AT_LEVEL(spectral_loops) = {
+    loops_with<float>(turn_floats), loops_with<double>(turn_precisely), pair_panel, add_pair_factors, gather};
 }  // namespace quaver::cpu

@@ -28,6 +28,10 @@ struct SpectralLoopsOf {
   double (*dot)(const T* x, const T* y, int64_t count);
   // to[j][i] = from[i][j]
   void (*transpose)(T* to, int64_t to_stride, const T* from, int64_t stride, int64_t rows, int64_t columns);
+  // sums[m][e] += sum_f up[f][e] * scales[f][m][e % period], in the order of f: factors of up are `factor` apart, rows
+  // of sums sums_stride, a multiple of 64 bytes as the period is.
+  void (*add_factors)(T* sums, int64_t sums_stride, const T* up, int64_t factor, int64_t factors, const T* scales,
+                      int64_t period, int64_t rows, int64_t elements);
   // cosines[i] = cos(angles[i]), then angles[i] = sin(angles[i])
   void (*turn)(T* cosines, T* angles, int64_t count);
 };
@@ -38,6 +42,8 @@ struct SpectralLoops {
   // Pairs of bf16 along the depth (PairLoops), of a panel of floats: element (k, i) is from(2 k, i) * scales[2 k] in
   // the low half and its odd neighbour in the high one, a zero where singles is odd; without scales those are 1.
   void (*pair_panel)(float* to, const float* from, const float* scales, int64_t width, int64_t singles);
+  // add_factors of pairs of bf16. Null at the levels that never have the instruction.
+  decltype(SpectralLoopsOf<float>::add_factors) add_pair_factors;
   // Pieces of `bytes` side by side: that of factor f in row i goes from `from + f * factor + i * row` to
   // `to + i * to_row + f * bytes`.
   void (*gather)(char* to, int64_t to_row, const char* from, int64_t factor, int64_t row, int64_t bytes,

@@ -169,6 +169,8 @@ CASES = [
     linear_case("decode-adjacent-no-gain", (3, 1), (67, 75), (6, 5), layout="swapped", order="token"),
     linear_case("decode-tiles", (3, 13), (70, 66), (6, 7), by_tokens=True, gain=(70,), order="token"),
     linear_case("decode-tiles-of-samples", (2, 20), (150, 48), (12, 6), layout="swapped", order="token"),
+    linear_case("decode-in-order", (3, 1), (67, 64), (6, 12), gain=(67,), order="token"),
+    linear_case("decode-long-rows", (2, 1), (38, 24), (4, 17), gain=(), order="token"),
     linear_case("decode-many", (33, 1), (67, 75), (6, 5), order="token"),
     linear_case("master", (3, 12), (37, 24), gain=(37,), master=True, order="token"),
     linear_case("master-delta", (3, 12), (37, 24), gain=(), master=True, order="delta"),
