@@ -9,6 +9,8 @@ _KINDS = frozenset(kind for kind in ("cpu", "cuda", "xpu", "mps") if torch.amp.i
 
 def autocast(x: Tensor) -> Tensor:
     """x in the dtype that autocast gives the inputs of a matrix product; what is no tensor of floats as it is."""
+    if not torch._C._is_any_autocast_enabled():
+        return x
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.dtype == torch.float64:
         return x
     kind = x.device.type

@@ -73,6 +73,8 @@ def choose(device: torch.device, cuda_order: tuple[str, ...]) -> str:
         if reason:
             raise RuntimeError(f"backend {_forced[-1]!r} cannot run this call: {reason}")
         return _forced[-1]
+    if device.type == "cpu" and not _library.CPU.error:
+        return "cpp"  # as below, in the fewest steps
     reasons = []
     for backend in cuda_order if device.type == "cuda" else ("cpp",):
         reason = why_not(backend, device)
