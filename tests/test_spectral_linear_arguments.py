@@ -47,6 +47,13 @@ BAD = [
         TypeError,
         "weight: expected torch.float16 or torch.float32 with an x of torch.float16, got torch.bfloat16",
     ),
+    (
+        lambda: linear(x=X.int(), weight=W.int(), down=DOWN.int(), up=UP.int(), coefficients=C.int()),
+        TypeError,
+        f"x: {FLOATS} torch.int32",
+    ),
+    (lambda: linear(weight=W[:, :4]), ValueError, "weight: expected [N, 5] for x [2, 3, 5], got [4, 4]"),
+    (lambda: shifted(bias=torch.zeros(5)), ValueError, "bias: expected [4] for a weight [4, 5], got [5]"),
     (lambda: linear(weight=W.t()), ValueError, "weight: expected [N, 5] for x [2, 3, 5], got [5, 4]"),
     (lambda: linear(weight=B), ValueError, "weight: expected [N, 5] for x [2, 3, 5], got [4]"),
     (lambda: linear(bias=torch.zeros(5)), ValueError, "bias: expected [4] for a weight [4, 5], got [5]"),

@@ -120,7 +120,9 @@ def spoilt(case: Case, name: str, place: tuple[int, ...], bad: float) -> Tensor:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("name", ["token", "delta", "by-tokens", "decode-some", "delta-deep", "delta_linear"])
+@pytest.mark.parametrize(
+    "name", ["token", "delta", "by-tokens", "decode-some", "decode-in-order", "delta-deep", "delta_linear"]
+)
 def test_nan_and_infinity_reach_only_what_depends_on_them(name: str, bad: float) -> None:
     case = BY_NAME[name]
     inputs = case.inputs(torch.float32, CPU)

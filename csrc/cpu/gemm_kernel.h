@@ -7,10 +7,9 @@ namespace {
 // The tile: kRows broadcast values of A times kVectors vectors of B. As many accumulators as the registers hold beside
 // the operands: 8 x 3 of 32, 6 x 2 of 16. kDepth: a panel of B of that depth stays in the L1 cache (48 x 192 floats are
 // 36 KiB), and sums in blocks of it have 0.7 of the error of blocks of 384, at the same speed (Zen 5: 0.97 to 1.04 of
-// it in float32, up to 1.15 in bf16; Sapphire Rapids: 0.96 to 0.98, and 0.95 at a depth of
-// 448 that is one block, whose errors were more than twice those of torch). kAhead: where a panel of B is more than the
-// L1 cache, it is fetched so many steps ahead, and C at the start of a tile (1024^3 on Sapphire Rapids: 0.83 -> 0.89 of
-// MKL's rate).
+// it in float32, up to 1.15 in bf16; Sapphire Rapids: 1.02 to 1.05 times as long, and as blocks of 448 at that depth,
+// which had errors of more than twice eager's). kAhead: where a panel of B is more than the L1 cache, it is fetched so
+// many steps ahead, and C at the start of a tile (1024^3 on Sapphire Rapids: 0.83 -> 0.89 of MKL's rate).
 #if defined(__AVX512F__)
 constexpr int kRows = 8, kVectors = 3, kDepth = 192, kAhead = 8;
 #else

@@ -35,10 +35,8 @@ class FewRows {
     project(both, kept);
     const std::vector<C> gain = values_of<C>(in_.gain, outputs_), bias = values_of<C>(in_.bias, outputs_);
     const Result<C> result{output<char>(out), outputs_, pointer(bias), false, how_.narrow};
-    const C* of_up = nullptr;
-    if (in_.up.scalar_type() == compute_dtype(in_.dtype) && InOrder<C>::takes(in_, 1)) {
-      of_up = InOrder<C>(in_, 1).run(both + inputs_, stride_);
-    }
+    // z up^T, where up is read in the order of memory; else it is multiplied in the same pass as W.
+    const C* of_up = InOrder<C>::takes(in_, 1) ? InOrder<C>(in_, 1).run(both + inputs_, stride_) : nullptr;
     for_dot_tiles<C>(
         rows_, outputs_, of_up ? inputs_ : inputs_ + ranks_, [&](int64_t n, int64_t height, C* sums, C* totals) {
           add_rows(sums, in_.weight, n, height, both);

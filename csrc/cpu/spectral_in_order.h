@@ -1,5 +1,5 @@
-// z up^T of very few rows, where a row of up is in as many pieces as there are factors: up is read from end to end
-// instead, which the hardware fetches ahead, and each of its elements has a sum of its own.
+// z up^T of few rows, where a row of up is in as many pieces as there are factors: up is read from end to end instead,
+// which the hardware fetches ahead, and each of its elements has a sum of its own.
 #pragma once
 #include <numeric>
 
@@ -14,7 +14,8 @@ class InOrder {
   static bool takes(const SpectralInputs& in, int64_t together) {
     const Tensor& up = in.up;
     const auto in_pairs = [&](int64_t elements) { return elements % together == 0; };
-    return (together == 1 || in.x.rows() <= kMostRowsOfPairs) && up.stride(1) == in.rank() &&
+    return int64_t(up.element_size()) * together == int64_t(sizeof(C)) &&
+           (together == 1 || in.x.rows() <= kMostRowsOfPairs) && up.stride(1) == in.rank() &&
            up.stride(0) != in.rank() && in_pairs(in.rank()) && in_pairs(up.stride(0)) &&
            period_of(in.rank() / together) <= kMostPeriod &&
            reinterpret_cast<uintptr_t>(const_data<char>(up)) % sizeof(C) == 0;
