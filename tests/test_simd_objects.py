@@ -17,7 +17,7 @@ from quaver.kernels import _native
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = tuple(_native.build_facts()["simd_levels"])
 #: Products are sums of fused multiply-adds, where the level has them; noise is never made in these objects.
-PRODUCTS = {f"{name}_loops.cpp.o" for name in ("gemm", "dot", "spectral", "window", "exchange")}
+PRODUCTS = {f"{name}_loops.cpp.o" for name in ("gemm", "dot", "spectral", "factor", "window", "exchange")}
 #: x86's vfmadd132ps, vfnmsub231ss, vfmaddsub.. and Arm's fmadd, fnmsub, fmla, fmls.
 FUSED = re.compile(r"v?fn?m(add|sub|la|ls)")
 INSTRUCTION = re.compile(r"^\s*[0-9a-f]+:\t(?P<text>(?P<name>\S+).*)$", re.MULTILINE)

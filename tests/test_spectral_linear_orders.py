@@ -1,6 +1,8 @@
 """spectral_linear: which order each pass takes, what forward keeps for backward, and which kernels run."""
 
+import math
 import random
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -12,21 +14,57 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from quaver.kernels import delta_linear, spectral_coefficients, spectral_delta, spectral_linear, use_backend
 from quaver.kernels._cases import Case
 from quaver.kernels.spectral_linear.cases import CASES, linear_case
-from quaver.kernels.spectral_linear.tuning import backward_by_delta, forward_by_delta
+from quaver.kernels.spectral_linear.orders import Sizes, backward_by_delta, forward_by_delta
 
 BY_NAME = {case.name: case for case in CASES}
 ARGUMENTS = ("x", "weight", "bias", "down", "up", "coefficients", "gain")
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("seed", range(20))
-def test_forward_takes_the_order_of_fewer_multiplications(seed: int) -> None:
+def test_forward_takes_the_order_of_fewer_multiplications(seed: int, shared: bool) -> None:
     draw = random.Random(seed)
-    inputs, outputs, rank = (draw.randint(1, 600) for _ in range(3))
+    batch, inputs, outputs, factors, rank = (draw.randint(1, most) for most in (20, 600, 600, 9, 40))
     crossover = inputs * outputs // (inputs + outputs)
     for tokens in (1, crossover, crossover + 1, *(draw.randint(1, 600) for _ in range(20))):
-        by_tokens = tokens * inputs * rank + tokens * outputs * rank + tokens * outputs * inputs
-        by_delta = outputs * inputs * rank + tokens * outputs * inputs
-        assert forward_by_delta(tokens, inputs, outputs) == (by_delta < by_tokens)
+        base = batch * tokens * outputs * inputs
+        by_tokens = batch * tokens * (inputs + outputs) * factors * rank + base
+        by_delta = batch * outputs * inputs * factors * rank
+        # A factor's product for each 8 samples and its share for each of them, at 3 / 4 of the rate.
+        together = Fraction(4, 3) * (math.ceil(batch / 8) * rank + batch) * factors * outputs * inputs
+        least = min(by_delta, together) if shared else by_delta
+        sizes = Sizes(batch, tokens, inputs, outputs, factors, rank, shared)
+        assert forward_by_delta(sizes) == (least + base < by_tokens)
+
+
+@pytest.mark.parametrize(
+    "batch, rank, crossover",
+    [
+        (8, 12, 224 * 4 / 3 * 20 / 96),
+        (1, 12, 224),
+        (2, 2, 224),
+        (64, 12, 224 * 4 / 3 * 20 / 96),
+        (9, 12, 224 * 44 / 108),
+    ],
+)
+def test_samples_that_share_the_products_of_factors_cross_over_earlier(batch: int, rank: int, crossover: float) -> None:
+    for tokens in (*range(1, 230), 1000):
+        sizes = Sizes(batch, tokens, 448, 448, 3, rank, True)
+        assert forward_by_delta(sizes) == (tokens > crossover), tokens
+
+
+@pytest.mark.parametrize(
+    "device, dtype, shared",
+    [
+        ("cpu", torch.float32, True),
+        ("cpu", torch.float16, True),
+        ("cpu", torch.bfloat16, False),
+        ("meta", torch.float32, False),
+    ],
+)
+def test_who_shares(device: str, dtype: torch.dtype, shared: bool) -> None:
+    x, weight, down = (torch.empty(shape, dtype=dtype, device=device) for shape in ((2, 3, 5), (7, 5), (4, 6, 5)))
+    assert Sizes.of(x, weight, down) == (2, 3, 5, 7, 4, 6, shared)
 
 
 ALL = {"need_x": True, "need_weight": True, "need_down": True, "need_up": True, "need_coefficients": True}
@@ -55,7 +93,30 @@ def test_backward_takes_the_order_of_fewer_multiplications(
     needed: dict[str, bool], kept_by_delta: bool | None, crossover: float
 ) -> None:
     for tokens in range(1, 1000):
-        by_delta = backward_by_delta(tokens, 448, 448, 320, **needed, kept_by_delta=kept_by_delta)
+        by_delta = backward_by_delta(Sizes(8, tokens, 448, 448, 20, 16, False), **needed, kept_by_delta=kept_by_delta)
+        assert by_delta == (tokens > crossover), tokens
+
+
+#: Of 8 samples and rank 16: what W + Delta, and the gradients of down, up and coefficients, each take, in N K R.
+SHARED = 4 / 3 * (16 + 8) / (8 * 16)
+
+
+@pytest.mark.parametrize(
+    "needed, kept_by_delta, crossover",
+    [
+        (ALL, None, 4 * SHARED * 448 / 5),
+        (ALL, True, 3 * SHARED * 448 / 5),
+        ({**NONE, "need_x": True}, None, SHARED * 448 / 2),
+        # G, of T N K, is not made for the weight in any case.
+        ({**NONE, "need_coefficients": True}, None, SHARED * 448 / (2 - 1.4)),
+        ({**NONE, "need_up": True, "need_coefficients": True, "need_weight": True}, None, 2 * SHARED * 448 / 3),
+    ],
+)
+def test_backward_counts_what_samples_share(
+    needed: dict[str, bool], kept_by_delta: bool | None, crossover: float
+) -> None:
+    for tokens in range(1, 1000):
+        by_delta = backward_by_delta(Sizes(8, tokens, 448, 448, 20, 16, True), **needed, kept_by_delta=kept_by_delta)
         assert by_delta == (tokens > crossover), tokens
 
 

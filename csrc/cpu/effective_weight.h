@@ -39,60 +39,63 @@ class EffectiveWeight {
         rank_(down.size(1)),
         down_(down),
         up_(up),
+        coefficients_(torch::stable::contiguous(coefficients)),
         gain_(gain),
-        weight_(weight),
-        scales_(expanded<C>(coefficients, down.size(1))) {}
+        weight_(weight) {}
 
   // to: [samples, N, K] of the factors' dtype, contiguous, of samples first .. first + samples - 1.
   void run(char* to, int64_t first, int64_t samples) const {
     const auto& loops = how_.loops;
-    const auto stripes = stripes_of(columns_, loops.columns, samples);
+    const int64_t together = samples_together(coefficients_, rank_, how_.pairs != nullptr);
+    const int64_t groups = ceil_div(samples, together);
+    const auto stripes = stripes_of(columns_, loops.columns, groups);
     C* wide = workspace<C>(Use::kSums, rows_ * ranks_);
     concatenate(wide, up_, gain_);
     auto* narrow = workspace<uint16_t>(Use::kSamples, how_.pairs ? rows_ * ranks_ : 0);
-    const ScaledProduct<C> product(how_, multiplied_as(how_, wide, rows_, ranks_, ranks_, false, narrow), rows_, ranks_,
-                                   stripes, [&](C* panel, const Stripe& s) {
+    const ScaledProduct<C> product(how_, multiplied_as(how_, wide, rows_, ranks_, ranks_, false, narrow), rows_, rank_,
+                                   coefficients_, stripes, [&](C* panel, const Stripe& s) {
                                      const Matrix<C> down{const_data<char>(down_), columns_, true, how_.narrow};
                                      down.pack(loops, {panel, loops.columns, std::max<int64_t>(1, ranks_), 1}, 0,
                                                s.first, s.count, 0, 0, ranks_);
                                    });
     const int64_t count = int64_t(stripes.size());
-    parallel_for(0, samples * count, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, groups * count, 1, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; t++) {
-        make(product, t % count, stripes[size_t(t % count)], to, t / count, first + t / count);
+        const int64_t b = t / count * together;
+        make(product, t % count, stripes[size_t(t % count)], to, b, first + b, std::min(together, samples - b));
       }
     });
   }
 
  private:
-  void make(const ScaledProduct<C>& product, int64_t s, const Stripe& stripe, char* out, int64_t sample,
-            int64_t b) const {
-    const C* scales = scales_.data() + b * ranks_;
-    const int64_t at = sample * rows_ * columns_ + stripe.first, width = how_.loops.columns;
-    C* to = reinterpret_cast<C*>(out) + at;
-    int64_t stride = columns_;
-    if (how_.narrow) {
-      to = workspace<C>(Use::kTile, rows_ * width);
-      stride = width;
-    }
-    if (weight_) {
+  // Of samples b .. b + samples - 1, which go to out[sample ..].
+  void make(const ScaledProduct<C>& product, int64_t s, const Stripe& stripe, char* out, int64_t sample, int64_t b,
+            int64_t samples) const {
+    const int64_t width = how_.loops.columns, size = rows_ * columns_, at = sample * size + stripe.first;
+    SampleTiles<C> to{reinterpret_cast<C*>(out) + at, columns_, size};
+    if (how_.narrow) to = {workspace<C>(Use::kTile, samples * rows_ * width), width, rows_ * width};
+    for (int64_t i = 0; weight_ && i < samples; i++) {
       const auto& loops = loops_of(weight_->scalar_type());
       for (int64_t n = 0; n < rows_; n++) {
-        loops.widen(to + n * stride, const_data<char>(*weight_), n * columns_ + stripe.first, stripe.count);
+        loops.widen(to.data + i * to.sample + n * to.stride, const_data<char>(*weight_), n * columns_ + stripe.first,
+                    stripe.count);
       }
     }
-    product.run(s, stripe, 0, rows_, scales, to, stride, weight_ != nullptr);
-    if (!how_.narrow) return;
-    for (int64_t n = 0; n < rows_; n++) how_.narrow->store(out, at + n * columns_, to + n * stride, stripe.count);
+    product.run(s, stripe, 0, rows_, b, samples, to, weight_ != nullptr);
+    for (int64_t i = 0; how_.narrow && i < samples; i++) {
+      for (int64_t n = 0; n < rows_; n++) {
+        how_.narrow->store(out, at + i * size + n * columns_, to.data + i * to.sample + n * to.stride, stripe.count);
+      }
+    }
   }
 
   const Arithmetic<C> how_;
   const int64_t rows_, columns_, ranks_, rank_;
   const Tensor& down_;
   const Tensor& up_;
+  const Tensor coefficients_;
   const C* gain_;
   const Tensor* weight_;
-  const std::vector<C> scales_;
 };
 
 }  // namespace quaver::cpu

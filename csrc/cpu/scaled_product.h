@@ -25,6 +25,21 @@ inline std::vector<Stripe> stripes_of(int64_t columns, int64_t width, int64_t sa
   return stripes;
 }
 
+// Multiply-adds for an element of all samples' M, and of a factor, as so many of the large products: they run at 3 / 4
+// of their rate. As kernels/spectral_linear/orders.py counts them.
+inline int64_t shared_cost(int64_t samples, int64_t rank) {
+  return (rank * ceil_div(samples, kSamplesTogether) + samples) * 4 / 3;
+}
+
+// Samples at a time where a factor's product is made for all of them (factor_loops.h). 1: where that would take longer
+// than scaled factors, sample by sample, and where the arithmetic is that of pairs, which are multiplied faster than a
+// factor's product could be weighted.
+inline int64_t samples_together(const Tensor& coefficients, int64_t rank, bool pairs) {
+  const int64_t samples = coefficients.size(0);
+  const bool shared = !pairs && coefficients.size(1) > 0 && shared_cost(samples, rank) < samples * rank;
+  return shared ? kSamplesTogether : 1;
+}
+
 // The depth that is scaled at a time: 48 columns of it take 36 of the L1 cache's 48 KiB, and sums in blocks of it have
 // a smaller error than longer ones (448 x 448 of rank 1536: 27.5 ms of 8 samples with 512 tokens, with 384 27.0).
 constexpr int64_t kScaledDepth = 192;
@@ -32,13 +47,21 @@ constexpr int64_t kScaledDepth = 192;
 template <class C>
 class ScaledProduct {
  public:
-  // left [rows, rank]; fill(to, stripe) packs a stripe of B [rank, columns]: element (k, i) at to[k * width + i], in
-  // single elements of C. Both are in this thread's workspaces `Use::kLeft` and `Use::kFactors` from then on.
+  // left [rows, factors * rank]; fill(to, stripe) packs a stripe of B [factors * rank, columns]: element (k, i) at
+  // to[k * width + i], in single elements of C. Both are in this thread's workspaces `Use::kLeft` and `Use::kFactors`
+  // from then on. coefficients [samples, factors], contiguous.
   template <class Fill>
-  ScaledProduct(const Arithmetic<C>& how, const Matrix<C>& left, int64_t rows, int64_t rank,
+  ScaledProduct(const Arithmetic<C>& how, const Matrix<C>& left, int64_t rows, int64_t rank, const Tensor& coefficients,
                 const std::vector<Stripe>& stripes, Fill&& fill)
-      : how_(how), rank_(rank), depth_(how.elements(rank)), block_(depth_block(depth_, kScaledDepth)) {
+      : how_(how),
+        rank_(rank),
+        factors_(coefficients.size(1)),
+        depth_(how.elements(factors_ * rank)),
+        together_(samples_together(coefficients, rank, how.pairs != nullptr)),
+        block_(together_ > 1 ? depth_ : depth_block(depth_, kScaledDepth)),
+        coefficients_(const_data<C>(coefficients)) {
     const auto& loops = how.loops;
+    if (together_ == 1) scales_ = expanded<C>(coefficients, rank);
     left_ = left_of(loops, left, rows, depth_, block_,
                     workspace<C>(Use::kLeft, left_size(loops, left, rows, depth_, block_)));
     C* panels = workspace<C>(Use::kFactors, int64_t(stripes.size()) * size());
@@ -48,22 +71,46 @@ class ScaledProduct {
     panels_ = panels;
   }
 
-  // to [rows, columns of stripe `s`] = (accumulate: +) left diag(scales) B, of rows i on, a multiple of a tile's.
-  void run(int64_t s, const Stripe& stripe, int64_t i, int64_t rows, const C* scales, C* to, int64_t stride,
-           bool accumulate) const {
+  // How many samples run() should be given at a time, at most.
+  int64_t together() const { return together_; }
+
+  // to [samples, rows, columns of stripe `s`] = (accumulate: +) left diag(scales) B of samples first .., of rows i on,
+  // a multiple of a tile's.
+  void run(int64_t s, const Stripe& stripe, int64_t i, int64_t rows, int64_t first, int64_t samples,
+           const SampleTiles<C>& to, bool accumulate) const {
+    if (together_ > 1) return sum(s, stripe, i, rows, first, samples, to, accumulate);
+    for (int64_t b = 0; b < samples; b++) {
+      scale(s, stripe, i, rows, scales_.data() + (first + b) * factors_ * rank_, to.data + b * to.sample, to.stride,
+            accumulate);
+    }
+  }
+
+ private:
+  int64_t size() const { return how_.loops.columns * factors_ * rank_; }
+
+  void sum(int64_t s, const Stripe& stripe, int64_t i, int64_t rows, int64_t first, int64_t samples,
+           const SampleTiles<C>& to, bool accumulate) const {
+    const auto& loops = factor_loops_of<C>();
+    const FactorSizes<C> sizes{stripe.count, factors_, rank_, samples, coefficients_ + first * factors_, factors_};
+    for (int64_t at = 0; at < rows; at += loops.rows) {
+      const int64_t now = std::min<int64_t>(loops.rows, rows - at);
+      loops.sum({to.data + at * to.stride, to.stride, to.sample}, left_.at(i + at, 0), panels_ + s * size(), now, sizes,
+                accumulate);
+    }
+  }
+
+  void scale(int64_t s, const Stripe& stripe, int64_t i, int64_t rows, const C* scales, C* to, int64_t stride,
+             bool accumulate) const {
     const int64_t width = how_.loops.columns;
     C* scaled = workspace<C>(Use::kScaled, width * block_);
     for (int64_t at = 0; at == 0 || at < depth_; at += block_) {
       const int64_t part = std::min(block_, depth_ - at), single = at * how_.together();
       scale(scaled, panels_ + s * size() + single * width, scales + single, width,
-            std::min(part * how_.together(), rank_ - single));
+            std::min(part * how_.together(), factors_ * rank_ - single));
       how_.loops.multiply(rows, stripe.count, part, left_.at(i, at), scaled, 0, to, stride, nullptr,
                           accumulate || at > 0);
     }
   }
-
- private:
-  int64_t size() const { return how_.loops.columns * rank_; }
 
   void scale(C* to, const C* from, const C* scales, int64_t width, int64_t singles) const {
     if constexpr (std::is_same_v<C, float>) {
@@ -73,7 +120,9 @@ class ScaledProduct {
   }
 
   const Arithmetic<C>& how_;
-  const int64_t rank_, depth_, block_;
+  const int64_t rank_, factors_, depth_, together_, block_;
+  const C* const coefficients_;
+  std::vector<C> scales_;
   Left<C> left_;
   const C* panels_;
 };

@@ -1,5 +1,5 @@
 // torch.ops.quaver.spectral_linear_backward on the CPU. Schema: kernels/spectral_linear/schemas.py.
-#include "cpu/factor_gradients.h"
+#include "cpu/gradients_by_factor.h"
 #include "cpu/spectral_inputs.h"
 
 namespace quaver::cpu {
@@ -188,8 +188,8 @@ void backward_by_delta(const SpectralInputs& in, const Samples& grad, const Opti
                        const Gradients& out) {
   const Arithmetic<C> how(in.dtype);
   const int64_t inputs = in.x.columns, outputs = in.outputs(), batch = in.x.batch;
-  const int64_t stride = ByGradientOfWeights<C>::stride_of(inputs);
-  const int64_t group = ByGradientOfWeights<C>::samples_at_a_time(outputs, stride);
+  const int64_t stride = GradientsOfFactors<C>::stride_of(inputs);
+  const int64_t group = samples_at_a_time<C>(outputs, stride);
   const std::vector<C> gain = values_of<C>(in.gain, outputs);
   if (out.bias) bias_gradient<C>(*out.bias, grad.merged());
   if (out.x) {
@@ -219,7 +219,7 @@ void backward_by_delta(const SpectralInputs& in, const Samples& grad, const Opti
     if (out.weight) weight_gradient<C>(*out.weight, grad.merged(), in.x.merged());
     return;
   }
-  const ByGradientOfWeights<C> factors(in.down, in.up, in.coefficients, gain, out.factors);
+  const auto factors = gradients_of_factors(in.down, in.up, in.coefficients, gain, out.factors);
   Tensor of_weight;
   if (out.weight) of_weight = torch::stable::new_zeros(in.weight, {outputs, inputs}, compute_dtype(in.dtype));
   for (int64_t first = 0; first < batch; first += group) {
@@ -229,7 +229,7 @@ void backward_by_delta(const SpectralInputs& in, const Samples& grad, const Opti
       multiply_into<C>(outputs, inputs, in.x.length, grad.matrix(how, first + b, true),
                        in.x.matrix(how, first + b, true), {reinterpret_cast<char*>(g + b * outputs * stride), stride});
     }
-    factors.add(g, stride, first, samples);
+    factors->add(g, stride, first, samples);
     if (!out.weight) continue;
     C* sums = data<C>(of_weight);
     const auto& loops = loops_of(of_weight.scalar_type());
@@ -239,7 +239,7 @@ void backward_by_delta(const SpectralInputs& in, const Samples& grad, const Opti
       }
     });
   }
-  factors.finish();
+  factors->finish();
   if (out.weight) store_all(*out.weight, const_data<C>(of_weight));
 }
 

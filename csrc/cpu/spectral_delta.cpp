@@ -1,7 +1,7 @@
 // torch.ops.quaver.spectral_delta, delta_linear and their backward ops on the CPU. Schemas:
 // kernels/spectral_linear/schemas.py.
-#include "cpu/factor_gradients.h"
 #include "cpu/gradient_outputs.h"
+#include "cpu/gradients_by_factor.h"
 
 namespace quaver::cpu {
 namespace {
@@ -50,19 +50,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> spectral_delta_backward(const Tensor&
     using C = decltype(zero);
     const FactorGradients wanted{out.wanted(0), out.wanted(1), out.wanted(2), out.wanted(3)};
     const std::vector<C> gain = values_of<C>(gain_, g.length);
-    const int64_t stride = ByGradientOfWeights<C>::stride_of(g.columns);
-    const int64_t group = ByGradientOfWeights<C>::samples_at_a_time(g.length, stride);
-    const ByGradientOfWeights<C> factors(down, up, coefficients, gain, wanted);
+    const int64_t stride = GradientsOfFactors<C>::stride_of(g.columns);
+    const int64_t group = samples_at_a_time<C>(g.length, stride);
+    const auto factors = gradients_of_factors(down, up, coefficients, gain, wanted);
     const auto& loops = loops_of(grad.scalar_type());
+    const bool is_there = sizeof(C) == grad.element_size() && g.row == stride && g.sample == g.length * stride;
     for (int64_t first = 0; first < g.batch; first += group) {
       const int64_t samples = std::min(group, g.batch - first);
+      if (is_there) {
+        factors->add(reinterpret_cast<const C*>(g.of(first)), stride, first, samples);
+        continue;
+      }
       C* wide = workspace<C>(Use::kProducts, samples * g.length * stride);
       for_rows(samples * g.length, g.columns, [&](int64_t r) {
         loops.widen(wide + r * stride, g.of(first + r / g.length), r % g.length * g.row, g.columns);
       });
-      factors.add(wide, stride, first, samples);
+      factors->add(wide, stride, first, samples);
     }
-    factors.finish();
+    factors->finish();
   });
   return {out.tensors[0], out.tensors[1], out.tensors[2], out.tensors[3]};
 }
@@ -232,7 +237,7 @@ void weight_gradients(const DeltaInputs& in, const Samples& grad, const std::vec
                       Tensor* of_delta, Tensor* of_gain) {
   const Arithmetic<C> how(in.dtype);
   const int64_t outputs = in.outputs(), inputs = in.x.columns;
-  const int64_t group = ByGradientOfWeights<C>::samples_at_a_time(outputs, inputs);
+  const int64_t group = samples_at_a_time<C>(outputs, inputs);
   Tensor sums;
   if (of_weight) sums = torch::stable::new_zeros(in.weight, {outputs, inputs}, compute_dtype(in.dtype));
   std::vector<double> dots(size_t(of_gain ? outputs : 0));

@@ -87,10 +87,11 @@ void by_tokens(Tensor& out, Tensor* kept, const SpectralInputs& in) {
   }
 }
 
-// Depth of a panel of W + Delta at a time: with more of it the L2 cache would not hold one.
-constexpr int64_t kPanelDepth = 2048;
+// Depth of the panels of W + Delta at a time, of one sample or of several: with more of it the L2 cache would not hold
+// them.
+constexpr int64_t kPanelDepth = 2048, kPanelDepthOfSeveral = 512;
 
-// A panel of W + gain * Delta_b in the L2 cache, used at once.
+// Panels of W + gain * Delta_b in the L2 cache, used at once.
 template <class C>
 class ByDelta {
  public:
@@ -99,9 +100,9 @@ class ByDelta {
         how_(in.dtype),
         outputs_(in.outputs()),
         inputs_(in.x.columns),
+        together_(samples_together(in.coefficients, in.rank(), how_.pairs != nullptr)),
         gain_(values_of<C>(in.gain, outputs_)),
         bias_(values_of<C>(in.bias, outputs_)),
-        scales_(expanded<C>(in.coefficients, in.rank())),
         out_(output<char>(out)),
         kept_(kept ? output<char>(*kept) : nullptr),
         element_(int64_t(out.element_size())),
@@ -109,19 +110,22 @@ class ByDelta {
 
   void run() const {
     const auto& loops = how_.loops;
-    const auto stripes = stripes_of(outputs_, loops.columns, in_.x.batch);
+    const auto stripes = stripes_of(outputs_, loops.columns, ceil_div(in_.x.batch, together_));
     const UpRows<C> up(in_.up, pointer(gain_), nullptr);
-    const ScaledProduct<C> delta(
-        how_, matrix_of(how_, const_data<char>(in_.down), inputs_, true, in_.ranks()), inputs_, in_.ranks(), stripes,
-        [&](C* to, const Stripe& s) { up.fill(loops, to, loops.columns, s.first, s.count, 0, in_.ranks()); });
+    const ScaledProduct<C> delta(how_, matrix_of(how_, const_data<char>(in_.down), inputs_, true, in_.ranks()), inputs_,
+                                 in_.rank(), in_.coefficients, stripes, [&](C* to, const Stripe& s) {
+                                   up.fill(loops, to, loops.columns, s.first, s.count, 0, in_.ranks());
+                                 });
     const int64_t group = samples_at_a_time();
     for (int64_t first = 0; first < in_.x.batch; first += group) {
       const int64_t samples = std::min(group, in_.x.batch - first);
       const std::vector<Left<C>> x = pack(first, samples);
       const int64_t count = int64_t(stripes.size());
-      parallel_for(0, samples * count, 1, [&](int64_t begin, int64_t end) {
+      parallel_for(0, ceil_div(samples, together_) * count, 1, [&](int64_t begin, int64_t end) {
         for (int64_t t = begin; t < end; t++) {
-          multiply(delta, t % count, stripes[size_t(t % count)], first + t / count, x[size_t(t / count)]);
+          const int64_t b = t / count * together_;
+          multiply(delta, t % count, stripes[size_t(t % count)], first + b, std::min(together_, samples - b),
+                   x.data() + b);
         }
       });
     }
@@ -133,7 +137,8 @@ class ByDelta {
   }
   int64_t samples_at_a_time() const {
     const int64_t bytes = packed_size() * int64_t(sizeof(C));
-    return bytes == 0 ? std::max<int64_t>(1, in_.x.batch) : std::max<int64_t>(1, kProjectedBytes / bytes);
+    return bytes == 0 ? std::max<int64_t>(1, in_.x.batch)
+                      : std::max<int64_t>(1, kProjectedBytes / bytes / together_) * together_;
   }
 
   // Samples as left operands.
@@ -147,38 +152,47 @@ class ByDelta {
     return x;
   }
 
-  void multiply(const ScaledProduct<C>& delta, int64_t s, const Stripe& stripe, int64_t b, const Left<C>& x) const {
-    const auto& loops = how_.loops;
-    const int64_t width = loops.columns, length = in_.x.length, block = x_block_ * how_.together();
-    // Row k of the panel is column k of these rows of W.
+  // A stripe of the results of samples first .. first + samples - 1.
+  void multiply(const ScaledProduct<C>& delta, int64_t s, const Stripe& stripe, int64_t first, int64_t samples,
+                const Left<C>* x) const {
+    const int64_t width = how_.loops.columns, length = in_.x.length, block = x_block_ * how_.together();
     // Parts of the depth begin with a block of x and with a tile of rows of the panel.
-    const int64_t unit = std::lcm(x_block_ * how_.together(), int64_t(loops.rows));
-    const int64_t whole = unit * std::max<int64_t>(1, kPanelDepth / unit);
+    const int64_t unit = std::lcm(block, int64_t(how_.loops.rows));
+    const int64_t whole = unit * std::max<int64_t>(1, (together_ > 1 ? kPanelDepthOfSeveral : kPanelDepth) / unit);
     const int64_t most = std::clamp<int64_t>(inputs_, 1, whole);
-    C* panel = workspace<C>(Use::kPanel, std::max<int64_t>(1, round_up(most, block)) * width);
-    const Matrix<C> weight{const_data<char>(in_.weight), inputs_, false, how_.narrow};
-    C* to = reinterpret_cast<C*>(out_) + b * length * outputs_ + stripe.first;
-    int64_t stride = outputs_;
-    if (how_.narrow) {
-      stride = width;
-      to = workspace<C>(Use::kTile, length * stride);
-    }
+    const int64_t size = std::max<int64_t>(1, round_up(most, block)) * width;
+    C* panels = workspace<C>(Use::kPanel, samples * size);
+    // A result of 16 bits leaves the tile when it is complete.
+    C* tiles = workspace<C>(Use::kTile, how_.narrow ? samples * length * width : 0);
     const C* bias = bias_.empty() ? nullptr : bias_.data() + stripe.first;
     for (int64_t k = 0; k == 0 || k < inputs_; k += most) {
       const int64_t part = std::min(most, inputs_ - k);
-      weight.pack(loops, {panel, width, std::max<int64_t>(1, part), 1}, 0, stripe.first, stripe.count, 0, k, part);
-      delta.run(s, stripe, k, part, scales_.data() + b * in_.ranks(), panel, width, true);
-      if (kept_) keep(panel, stripe, b, k, part);
-      const C* right = paired(panel, width, part);
-      for (int64_t at = 0, depth = how_.elements(part); at == 0 || at < depth; at += x_block_) {
-        loops.multiply(length, stripe.count, std::min(x_block_, depth - at), x.at(0, k / how_.together() + at),
-                       right + at * width, 0, to, stride, bias, k + at > 0);
+      make(panels, size, delta, s, stripe, first, samples, k, part);
+      for (int64_t b = 0; b < samples; b++) {
+        if (kept_) keep(panels + b * size, stripe, first + b, k, part);
+        const C* right = paired(panels + b * size, width, part);
+        C* to = how_.narrow ? tiles + b * length * width
+                            : reinterpret_cast<C*>(out_) + (first + b) * length * outputs_ + stripe.first;
+        for (int64_t at = 0, depth = how_.elements(part); at == 0 || at < depth; at += x_block_) {
+          how_.loops.multiply(length, stripe.count, std::min(x_block_, depth - at),
+                              x[b].at(0, k / how_.together() + at), right + at * width, 0, to,
+                              how_.narrow ? width : outputs_, bias, k + at > 0);
+        }
       }
     }
-    if (!how_.narrow) return;
-    for (int64_t t = 0; t < length; t++) {
-      how_.narrow->store(out_, (b * length + t) * outputs_ + stripe.first, to + t * stride, stripe.count);
+    for (int64_t t = 0; how_.narrow && t < samples * length; t++) {
+      how_.narrow->store(out_, (first * length + t) * outputs_ + stripe.first, tiles + t * width, stripe.count);
     }
+  }
+
+  // Rows k .. of the panels: columns k .. of rows of W + gain * Delta.
+  void make(C* panels, int64_t size, const ScaledProduct<C>& delta, int64_t s, const Stripe& stripe, int64_t first,
+            int64_t samples, int64_t k, int64_t part) const {
+    const int64_t width = how_.loops.columns;
+    const Matrix<C> weight{const_data<char>(in_.weight), inputs_, false, how_.narrow};
+    weight.pack(how_.loops, {panels, width, std::max<int64_t>(1, part), 1}, 0, stripe.first, stripe.count, 0, k, part);
+    for (int64_t b = 1; b < samples; b++) std::copy_n(panels, part * width, panels + b * size);
+    delta.run(s, stripe, k, part, first, samples, {panels, width, size}, true);
   }
 
   // kept[b, n, k] from the panel.
@@ -208,7 +222,8 @@ class ByDelta {
   const SpectralInputs& in_;
   const Arithmetic<C> how_;
   const int64_t outputs_, inputs_;
-  const std::vector<C> gain_, bias_, scales_;
+  const int64_t together_;
+  const std::vector<C> gain_, bias_;
   char* const out_;
   char* const kept_;
   const int64_t element_, x_block_;

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "cpu/convert.h"
+#include "cpu/factor_loops.h"
 #include "cpu/gemm_operands.h"
 #include "cpu/output.h"
 #include "cpu/spectral_loops.h"
@@ -21,6 +22,17 @@ inline const SpectralLoopsOf<float>& spectral_loops_of<float>() {
 template <>
 inline const SpectralLoopsOf<double>& spectral_loops_of<double>() {
   return spectral_loops().f64;
+}
+
+template <class T>
+const FactorLoopsOf<T>& factor_loops_of();
+template <>
+inline const FactorLoopsOf<float>& factor_loops_of<float>() {
+  return factor_loops().f32;
+}
+template <>
+inline const FactorLoopsOf<double>& factor_loops_of<double>() {
+  return factor_loops().f64;
 }
 
 // Calls body(C{}), C being float64 for float64 and float32 for the others.

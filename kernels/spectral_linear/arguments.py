@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .._autocast import autocast
 from .._seeds import FLOATING, check_floating, compute_dtype
-from .tuning import forward_by_delta
+from .orders import Sizes, forward_by_delta
 
 ORDERS = ("token", "delta")
 
@@ -157,14 +157,20 @@ def _usual(x: Tensor, weight: Tensor, down: Tensor, up: Tensor, coefficients: Te
     )
 
 
-def _by_delta(order: str | None, x: Tensor, weight: Tensor, coefficients: Tensor) -> bool:
+def _by_delta(order: str | None, x: Tensor, weight: Tensor, down: Tensor, coefficients: Tensor) -> bool:
     if order is not None and order not in ORDERS:
         raise ValueError(f"order: expected {', '.join(map(repr, ORDERS))} or None, got {order!r}")
     if coefficients.dim() == 3:
         if order == "delta":
             raise ValueError("order: 'delta' needs coefficients by samples, [B, 2n], got coefficients by tokens")
         return False
-    return forward_by_delta(x.shape[1], x.shape[2], weight.shape[0]) if order is None else order == "delta"
+    if order is not None:
+        return order == "delta"
+    (_, tokens, inputs), outputs = x.shape, weight.shape[0]
+    # Each sample's Delta takes N K a factor at least: a decoder's call saves 2 us here.
+    if tokens * (inputs + outputs) * down.shape[1] <= inputs * outputs:
+        return False
+    return forward_by_delta(Sizes.of(x, weight, down))
 
 
 def linear(
@@ -195,7 +201,7 @@ def linear(
     if coefficients.dtype is not wide:
         coefficients = coefficients.to(wide)
     gain = _gain(gain, x, "an x", weight.shape[0])
-    return Linear(x, weight, bias, down, up, coefficients, gain, _by_delta(order, x, weight, coefficients))
+    return Linear(x, weight, bias, down, up, coefficients, gain, _by_delta(order, x, weight, down, coefficients))
 
 
 def delta(down: Tensor, up: Tensor, coefficients: Tensor, gain: Tensor | None) -> Delta:

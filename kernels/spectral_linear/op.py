@@ -10,7 +10,8 @@ from .._autograd import differentiable
 from .._backends import choose, transformed
 from .._second import derivative_of_gradient
 from . import arguments, reference, schemas
-from .tuning import CUDA_ORDER, backward_by_delta
+from .orders import Sizes, backward_by_delta
+from .tuning import CUDA_ORDER
 
 
 def _where(needed: Sequence[bool], grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
@@ -87,7 +88,7 @@ class _Family:
         # What was kept is a function of the inputs: their derivative's derivative covers it.
         kept = None if kept is None else kept.detach()
         by_delta = tensors[5].dim() == 2 and backward_by_delta(
-            *(x.shape[1], x.shape[2], weight.shape[0], down.shape[0] * down.shape[1]),
+            Sizes.of(x, weight, down),
             need_x=need_x,
             need_weight=need_weight,
             need_down=need_down,
