@@ -3,10 +3,10 @@
 python benchmarks/spectral.py crossover [--plot FILE.png]
 python benchmarks/spectral.py stack [--layers 10] [--batch 8] [--length 512]
 
-`crossover`: milliseconds by tokens and by Delta against the number of tokens, R = 1536; the orders are predicted to
-be equal at T = K N / (K + N). Backward: all gradients, each order forced, nothing kept by forward. `stack`:
-modulated layers against unmodulated ones through torch's linear layer and through oneDNN, and against 1 + R / (m
-T). Medians of rounds in which the calls take turns.
+`crossover`: milliseconds by tokens and by Delta against the number of tokens, R = 1536, and where the orders are
+predicted to be equal. Backward: all gradients, each order forced, nothing kept by forward. `stack`: modulated layers
+against unmodulated ones through torch's linear layer and through oneDNN, and against 1 + R / (m T). Medians of rounds
+in which the calls take turns.
 """
 
 from collections.abc import Callable
@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from quaver import spectral_linear, timing
 from quaver.kernels._gemm import linear_of_onednn
 from quaver.kernels.spectral_linear import schemas
+from quaver.kernels.spectral_linear.orders import Sizes
 from quaver.pymodels.files import write_atomically
 from quaver.pymodels.layers import Modulation, SpectralBank, SpectralLinear
 
@@ -63,11 +64,11 @@ def _crossing(inputs: int, outputs: int, batch: int, backward: bool) -> Crossing
     down, up = normal(_FACTORS, _RANK, inputs, depth=inputs), normal(_FACTORS, outputs, _RANK, depth=_COLUMNS)
     gain = torch.ones(())
     gradient = schemas.overload("spectral_linear_backward", "cpp")
-    # Forward: T R (K + N) against N K R. Backward with all gradients and nothing kept: 5 products of T K R or T N R (by
-    # tokens 3 of K and 2 of N) against 3 of N K R.
-    predicted = inputs * outputs / (inputs + outputs)
+    # Of one token; backward with all gradients, nothing kept.
+    sizes = Sizes.of(torch.empty(batch, 1, inputs), weight, down)
+    predicted = sizes.through_delta(1, 1) / sizes.through_tokens(1, 1)
     if backward:
-        predicted = 3 * inputs * outputs / (3 * inputs + 2 * outputs)
+        predicted = (sizes.through_delta(2, 3) + sizes.through_delta(1, 1)) / sizes.through_tokens(2, 3)
     crossing = Crossing({}, {}, predicted)
     for length in sorted({int(predicted * part) // 8 * 8 for part in (0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.35, 1.6, 2)}):
         x, grad = normal(batch, length, inputs), normal(batch, length, outputs)
@@ -109,7 +110,7 @@ def _plot(crossings: dict[str, Crossing], title: str, path: Path) -> None:
 @app.command()
 def crossover(
     plot_file: Annotated[Path | None, typer.Option("--plot", help="write a plot here")] = None,
-    batch: int = 4,
+    batch: int = 8,
     threads: int = 1,
 ) -> None:
     """Measured against predicted."""

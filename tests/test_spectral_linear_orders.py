@@ -11,7 +11,7 @@ from op_checks import CPU, assert_only, dispatched
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from quaver.kernels import delta_linear, spectral_coefficients, spectral_delta, spectral_linear, use_backend
+from quaver.kernels import _library, delta_linear, spectral_coefficients, spectral_delta, spectral_linear, use_backend
 from quaver.kernels._cases import Case
 from quaver.kernels.spectral_linear.cases import CASES, linear_case
 from quaver.kernels.spectral_linear.orders import Sizes, backward_by_delta, forward_by_delta
@@ -58,13 +58,17 @@ def test_samples_that_share_the_products_of_factors_cross_over_earlier(batch: in
     [
         ("cpu", torch.float32, True),
         ("cpu", torch.float16, True),
-        ("cpu", torch.bfloat16, False),
         ("meta", torch.float32, False),
     ],
 )
 def test_who_shares(device: str, dtype: torch.dtype, shared: bool) -> None:
     x, weight, down = (torch.empty(shape, dtype=dtype, device=device) for shape in ((2, 3, 5), (7, 5), (4, 6, 5)))
     assert Sizes.of(x, weight, down) == (2, 3, 5, 7, 4, 6, shared)
+
+
+def test_bfloat16_shares_unless_by_tiles() -> None:
+    x, weight, down = (torch.empty(shape, dtype=torch.bfloat16) for shape in ((2, 3, 5), (7, 5), (4, 6, 5)))
+    assert Sizes.of(x, weight, down).shared == (_library.current_simd() != "amx")
 
 
 ALL = {"need_x": True, "need_weight": True, "need_down": True, "need_up": True, "need_coefficients": True}

@@ -1,5 +1,6 @@
 #include "cpu/factor_loops.h"
 
+#include "cpu/amx.h"
 #include "cpu/gemm_kernel.h"
 #include "cpu/level.h"
 
@@ -21,14 +22,15 @@ QUAVER_INLINE int vectors_of(int64_t columns) {
 }
 
 // made[i][f][..] = M_f[i][..] of `factors` factors, from the first of `a` and `b` on.
-template <class T>
+template <class P, class T = typename P::Element>
 QUAVER_INLINE void make(T* made, const T* a, int64_t a_stride, bool by_row, const T* b, int64_t rows, int64_t factors,
                         int64_t rank, int vectors) {
-  const Tile<T> tile = (by_row ? tiles_of<Plain<T>, true>(vectors) : tiles_of<Plain<T>, false>(vectors))[rows - 1];
+  const Tile<T> tile = (by_row ? tiles_of<P, true>(vectors) : tiles_of<P, false>(vectors))[rows - 1];
+  const int64_t depth = rank / P::kTogether;
   for (int64_t f = 0; f < factors; f++) {
-    tile(rank, a, a_stride, b, made + f * kColumns<T>, kFactors * kColumns<T>, nullptr, kNothing);
-    a += rank * (by_row ? 1 : a_stride);
-    b += rank * kColumns<T>;
+    tile(depth, a, a_stride, b, made + f * kColumns<T>, kFactors * kColumns<T>, nullptr, kNothing);
+    a += depth * (by_row ? 1 : a_stride);
+    b += depth * kColumns<T>;
   }
 }
 
@@ -44,7 +46,7 @@ QUAVER_INLINE void write(T* to, const T* from, int64_t columns, bool accumulate)
   for (; j < columns; j++) to[j] = accumulate ? to[j] + from[j] : from[j];
 }
 
-template <class T>
+template <class P, class T = typename P::Element>
 void sum(const SampleTiles<T>& to, const LeftBlock<T>& a, const T* b, int64_t rows, const FactorSizes<T>& s,
          bool accumulate) {
   constexpr int64_t kWidth = kColumns<T>;
@@ -52,9 +54,9 @@ void sum(const SampleTiles<T>& to, const LeftBlock<T>& a, const T* b, int64_t ro
   const int vectors = vectors_of<T>(s.columns);
   const Tile<T>* tiles = tiles_of<Plain<T>, true>(vectors);
   for (int64_t f = 0; f < s.factors; f += kFactors) {
-    const int64_t now = s.factors - f < kFactors ? s.factors - f : kFactors;
-    make(made, a.data + f * s.rank * (a.by_row ? 1 : a.stride), a.stride, a.by_row, b + f * s.rank * kWidth, rows, now,
-         s.rank, vectors);
+    const int64_t now = s.factors - f < kFactors ? s.factors - f : kFactors, at = f * s.rank / P::kTogether;
+    make<P>(made, a.data + at * (a.by_row ? 1 : a.stride), a.stride, a.by_row, b + at * kWidth, rows, now, s.rank,
+            vectors);
     for (int64_t i = 0; i < rows; i++) {
       for (int64_t m = 0; m < s.samples; m += kRows) {
         const int64_t height = s.samples - m < kRows ? s.samples - m : kRows;
@@ -69,6 +71,80 @@ void sum(const SampleTiles<T>& to, const LeftBlock<T>& a, const T* b, int64_t ro
     }
   }
 }
+
+#if defined(__AVX512F__)
+// Two tiles of M_f, [16, 32], at `made`, rows `stride` floats apart: of pairs of factors whose rows in A are a_stride
+// floats apart. `steps` whole tiles of the depth, then a tail, which the tiles are configured for.
+QUAVER_INLINE void make_tiles(float* made, int64_t stride, const float* a, int64_t a_stride, const float* b,
+                              int64_t steps, bool tail) {
+  constexpr int64_t kWide = 2 * kTile, kRowBytes = kWide * 4;
+  QUAVER_TILE_ZERO(0);
+  QUAVER_TILE_ZERO(1);
+  for (int64_t k = 0; k < steps; k++, a += kTile, b += kTile * kWide) {
+    QUAVER_TILE_LOAD(4, a, a_stride * 4);
+    QUAVER_TILE_LOAD(6, b, kRowBytes);
+    QUAVER_TILE_PRODUCT(0, 4, 6);
+    QUAVER_TILE_LOAD(6, b + kTile, kRowBytes);
+    QUAVER_TILE_PRODUCT(1, 4, 6);
+  }
+  if (tail) {
+    QUAVER_TILE_LOAD(5, a, a_stride * 4);
+    QUAVER_TILE_LOAD(7, b, kRowBytes);
+    QUAVER_TILE_PRODUCT(0, 5, 7);
+    QUAVER_TILE_LOAD(7, b + kTile, kRowBytes);
+    QUAVER_TILE_PRODUCT(1, 5, 7);
+  }
+  QUAVER_TILE_STORE(0, made, stride * 4);
+  QUAVER_TILE_STORE(1, made + kTile, stride * 4);
+}
+
+// Tiles 0 and 1 are those of M, 4 and 6 of whole steps of the depth, 5 and 7 of the rest of it.
+QUAVER_INLINE void configure_factor_tiles(int rows, int tail) {
+  TileConfig config;
+  const auto tile = [&](int which, int height, int width) {
+    config.rows[which] = uint8_t(height);
+    config.row_bytes[which] = uint16_t(width * 4);
+  };
+  tile(0, rows, kTile);
+  tile(1, rows, kTile);
+  tile(4, rows, kTile);
+  tile(6, kTile, kTile);
+  if (tail > 0) {
+    tile(5, rows, tail);
+    tile(7, tail, kTile);
+  }
+  load_tile_config(config);
+}
+
+void sum_amx(const SampleTiles<float>& to, const LeftBlock<float>& a, const float* b, int64_t rows,
+             const FactorSizes<float>& s, bool accumulate) {
+  // What is made and the sums are 16 KiB each of the L1 cache.
+  constexpr int64_t kAtATime = 8, kWidth = 2 * kTile;
+  alignas(64) float made[kTile * kAtATime * kWidth], sums[kSamplesTogether * kTile * kWidth];
+  const Tile<float>* tiles =
+      s.columns <= kTile ? kTiles<Plain<float>, true, 1, kWidth> : kTiles<Plain<float>, true, 2, kWidth>;
+  const int64_t depth = s.rank / 2;
+  configure_factor_tiles(int(rows), int(depth % kTile));
+  for (int64_t f = 0; f < s.factors; f += kAtATime) {
+    const int64_t now = s.factors - f < kAtATime ? s.factors - f : kAtATime;
+    for (int64_t k = 0; k < now; k++) {
+      make_tiles(made + k * kWidth, kAtATime * kWidth, a.data + (f + k) * depth, a.stride, b + (f + k) * depth * kWidth,
+                 depth / kTile, depth % kTile > 0);
+    }
+    for (int64_t i = 0; i < rows; i++) {
+      tiles[s.samples - 1](now, s.coefficients + f, s.stride, made + i * kAtATime * kWidth, sums + i * kWidth,
+                           kTile * kWidth, nullptr, f > 0 ? kResult : kNothing);
+    }
+  }
+  release_tiles();
+  for (int64_t m = 0; m < s.samples; m++) {
+    for (int64_t i = 0; i < rows; i++) {
+      write(to.data + m * to.sample + i * to.stride, sums + (m * kTile + i) * kWidth, s.columns, accumulate);
+    }
+  }
+}
+static_assert(kSamplesTogether <= kRows, "one tile of sums for all samples");
+#endif
 
 // The dots of 4 factors with 4 samples, or of the first of them: what is beyond repeats the last, and is not stored.
 template <class T>
@@ -116,8 +192,8 @@ void dots(T* dots, const LeftBlock<T>& a, const T* b, const T* g, int64_t rows, 
   const int vectors = vectors_of<T>(s.columns);
   for (int64_t f = 0; f < s.factors; f += kFactors) {
     const int64_t now = s.factors - f < kFactors ? s.factors - f : kFactors;
-    make(made, a.data + f * s.rank * (a.by_row ? 1 : a.stride), a.stride, a.by_row, b + f * s.rank * kColumns<T>, rows,
-         now, s.rank, vectors);
+    make<Plain<T>>(made, a.data + f * s.rank * (a.by_row ? 1 : a.stride), a.stride, a.by_row,
+                   b + f * s.rank * kColumns<T>, rows, now, s.rank, vectors);
     add_dots(dots + f * s.samples * kLanes<T>, made, g, rows, now, s.samples, s.samples, vectors);
   }
 }
@@ -145,11 +221,18 @@ void add_side(T* side, const LeftBlock<T>& a, const T* g, int64_t rows, const Fa
 }
 
 template <class T>
-constexpr quaver::cpu::FactorLoopsOf<T> loops = {kRows, int(kSideRows), kLanes<T>, sum<T>, dots<T>, add_side<T>};
+constexpr quaver::cpu::FactorLoopsOf<T> loops = {
+    {kRows, sum<Plain<T>>}, dots<T>, kLanes<T>, add_side<T>, int(kSideRows)};
+
+#if defined(__AVX512F__)
+constexpr quaver::cpu::FactorSumLoops<float> bf16 = {kRows, sum<Pairs>}, amx = {kTile, sum_amx};
+#else
+constexpr quaver::cpu::FactorSumLoops<float> bf16{}, amx{};
+#endif
 
 }  // namespace
 
 namespace quaver::cpu {
 extern const FactorLoops QUAVER_AT_LEVEL(factor_loops);
-const FactorLoops QUAVER_AT_LEVEL(factor_loops) = {loops<float>, loops<double>};
+const FactorLoops QUAVER_AT_LEVEL(factor_loops) = {loops<float>, loops<double>, bf16, amx};
 }  // namespace quaver::cpu

@@ -30,24 +30,34 @@ struct SampleTiles {
   int64_t stride, sample;
 };
 
+// Sums of products of factors. The operands are elements of T, or pairs of bf16 along the rank (PairLoops), which must
+// be even then: rows of A, in place, and panels of B.
 template <class T>
-struct FactorLoopsOf {
-  // Rows of a tile of sum() and dots(), those of a panel of A; and of add_side(). Floats beside each other in sums of
-  // dots().
-  int rows, side_rows, lanes;
+struct FactorSumLoops {
+  // Rows of a tile, those of a panel of A.
+  int rows;
   // to[b][i][j] = (accumulate: +) sum_f c[b][f] M_f[i][j]; of up to `rows` rows.
   void (*sum)(const SampleTiles<T>& to, const LeftBlock<T>& a, const T* b, int64_t rows, const FactorSizes<T>& sizes,
               bool accumulate);
-  // dots[f][b][..] += sum_ij M_f[i][j] g[i][b][j], in `lanes` parts; of up to `rows` rows, g [rows, samples, width].
+};
+
+template <class T>
+struct FactorLoopsOf {
+  FactorSumLoops<T> sums;
+  // dots[f][b][..] += sum_ij M_f[i][j] g[i][b][j], in `lanes` parts; of up to sums.rows rows, g [rows, samples, width].
   void (*dots)(T* dots, const LeftBlock<T>& a, const T* b, const T* g, int64_t rows, const FactorSizes<T>& sizes);
+  int lanes;
   // side[f rank + r][j] += sum_i a(f rank + r, i) sum_b c[b][f] g[i][b][j]: of up to side_rows rows of g. a(s, i) lies
   // at s * stride + i where it is by_row, else at i * stride + s.
   void (*add_side)(T* side, const LeftBlock<T>& a, const T* g, int64_t rows, const FactorSizes<T>& sizes);
+  int side_rows;
 };
 
 struct FactorLoops {
   FactorLoopsOf<float> f32;
   FactorLoopsOf<double> f64;
+  // Null at the levels that never have the instructions: for has_bf16() and for has_amx() only.
+  FactorSumLoops<float> bf16, amx;
 };
 
 QUAVER_LOOPS(FactorLoops, factor_loops)

@@ -21,10 +21,11 @@ constexpr int kMaxColumns = kColumns<float>;
 
 enum Addend { kNothing, kBias, kResult };
 
-// c [R, V vectors] = the product of R rows of A and the first columns of a panel of B, plus nothing, a bias for each
-// column, or c. Element (i, k) of A lies at i * a_stride + k for kByRow, else at k * a_stride + i. The addend comes
-// last: sums that begin at zero are smaller, and so are their roundings (a third of the error at a depth of 1300).
-template <class P, bool kByRow, int R, int V, class T = typename P::Element>
+// c [R, V vectors] = the product of R rows of A and the first columns of B, whose rows are kStep elements apart, plus
+// nothing, a bias for each column, or c. Element (i, k) of A lies at i * a_stride + k for kByRow, else at k * a_stride
+// + i. The addend comes last: sums that begin at zero are smaller, and so are their roundings (a third of the error at
+// a depth of 1300).
+template <class P, bool kByRow, int R, int V, int kStep = kColumns<typename P::Element>, class T = typename P::Element>
 void multiply_tile(int64_t depth, const T* a, int64_t a_stride, const T* b, T* c, int64_t stride, const T* bias,
                    Addend addend) {
   using Lanes = Vector<T>;
@@ -43,7 +44,7 @@ void multiply_tile(int64_t depth, const T* a, int64_t a_stride, const T* b, T* c
     for (int v = 0; v < V; v++) column[v] = load<Lanes>(b + v * kLanes<T>);
     if (kAhead > 0) {
 #pragma GCC unroll 3
-      for (int v = 0; v < V; v++) __builtin_prefetch(b + kAhead * kColumns<T> + v * kLanes<T>);
+      for (int v = 0; v < V; v++) __builtin_prefetch(b + kAhead * kStep + v * kLanes<T>);
     }
 #pragma GCC unroll 8
     for (int i = 0; i < R; i++) {
@@ -52,7 +53,7 @@ void multiply_tile(int64_t depth, const T* a, int64_t a_stride, const T* b, T* c
       for (int v = 0; v < V; v++) sum[i][v] = P::add_product(row, column[v], sum[i][v]);
     }
     a += kByRow ? 1 : a_stride;
-    b += kColumns<T>;
+    b += kStep;
   }
 #define QUAVER_EACH_SUM \
   _Pragma("GCC unroll 8") for (int i = 0; i < R; i++) _Pragma("GCC unroll 3") for (int v = 0; v < V; v++)
@@ -69,14 +70,14 @@ template <class T>
 using Tile = void (*)(int64_t depth, const T* a, int64_t a_stride, const T* b, T* c, int64_t stride, const T* bias,
                       Addend addend);
 
-// kTiles<P, kByRow, V>[r - 1] multiplies r rows and V vectors of columns: fewer than kVectors at the right edge, where
-// the whole panel would take up to three times as long.
-template <class P, bool kByRow, int V>
+// kTiles<P, kByRow, V, kStep>[r - 1] multiplies r rows and V vectors of columns: fewer than kVectors at the right edge,
+// where the whole panel would take up to three times as long.
+template <class P, bool kByRow, int V, int kStep = kColumns<typename P::Element>>
 constexpr Tile<typename P::Element> kTiles[] = {
-    multiply_tile<P, kByRow, 1, V>, multiply_tile<P, kByRow, 2, V>, multiply_tile<P, kByRow, 3, V>,
-    multiply_tile<P, kByRow, 4, V>, multiply_tile<P, kByRow, 5, V>, multiply_tile<P, kByRow, 6, V>,
+    multiply_tile<P, kByRow, 1, V, kStep>, multiply_tile<P, kByRow, 2, V, kStep>, multiply_tile<P, kByRow, 3, V, kStep>,
+    multiply_tile<P, kByRow, 4, V, kStep>, multiply_tile<P, kByRow, 5, V, kStep>, multiply_tile<P, kByRow, 6, V, kStep>,
 #if defined(__AVX512F__)
-    multiply_tile<P, kByRow, 7, V>, multiply_tile<P, kByRow, 8, V>,
+    multiply_tile<P, kByRow, 7, V, kStep>, multiply_tile<P, kByRow, 8, V, kStep>,
 #endif
 };
 static_assert(sizeof(kTiles<Plain<float>, true, 1>) / sizeof(Tile<float>) == kRows,

@@ -31,13 +31,20 @@ inline int64_t shared_cost(int64_t samples, int64_t rank) {
   return (rank * ceil_div(samples, kSamplesTogether) + samples) * 4 / 3;
 }
 
+// The same of pairs. By AMX what is made for all samples takes as long whatever the rank is, and products sample by
+// sample wait for what they read.
+inline int64_t shared_cost_of_pairs(int64_t samples, int64_t rank) {
+  const int64_t groups = ceil_div(samples, kSamplesTogether);
+  return has_amx() ? 14 * groups + 7 * samples / 2 : (rank * groups + 2 * samples) * 4 / 3;
+}
+
 // Samples at a time where a factor's product is made for all of them (factor_loops.h). 1: where that would take longer
-// than scaled factors, sample by sample, and where the arithmetic is that of pairs, which are multiplied faster than a
-// factor's product could be weighted.
+// than scaled factors, sample by sample, and where pairs would hold elements of two factors.
 inline int64_t samples_together(const Tensor& coefficients, int64_t rank, bool pairs) {
   const int64_t samples = coefficients.size(0);
-  const bool shared = !pairs && coefficients.size(1) > 0 && shared_cost(samples, rank) < samples * rank;
-  return shared ? kSamplesTogether : 1;
+  if (coefficients.size(1) == 0 || (pairs && rank % 2)) return 1;
+  const int64_t cost = pairs ? shared_cost_of_pairs(samples, rank) : shared_cost(samples, rank);
+  return cost < samples * rank ? kSamplesTogether : 1;
 }
 
 // The depth that is scaled at a time: 48 columns of it take 36 of the L1 cache's 48 KiB, and sums in blocks of it have
@@ -62,11 +69,24 @@ class ScaledProduct {
         coefficients_(const_data<C>(coefficients)) {
     const auto& loops = how.loops;
     if (together_ == 1) scales_ = expanded<C>(coefficients, rank);
-    left_ = left_of(loops, left, rows, depth_, block_,
-                    workspace<C>(Use::kLeft, left_size(loops, left, rows, depth_, block_)));
+    if (together_ > 1 && how.pairs) {
+      left_ = rows_of_pairs(left, rows);
+    } else {
+      left_ = left_of(loops, left, rows, depth_, block_,
+                      workspace<C>(Use::kLeft, left_size(loops, left, rows, depth_, block_)));
+    }
     C* panels = workspace<C>(Use::kFactors, int64_t(stripes.size()) * size());
     parallel_for(0, int64_t(stripes.size()), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t s = begin; s < end; s++) fill(panels + s * size(), stripes[size_t(s)]);
+      for (int64_t s = begin; s < end; s++) {
+        C* panel = panels + s * size();
+        if (together_ > 1 && how.pairs) {
+          C* singles = workspace<C>(Use::kScaled, size());
+          fill(singles, stripes[size_t(s)]);
+          scale(panel, singles, nullptr, loops.columns, factors_ * rank_);
+        } else {
+          fill(panel, stripes[size_t(s)]);
+        }
+      }
     });
     panels_ = panels;
   }
@@ -88,9 +108,43 @@ class ScaledProduct {
  private:
   int64_t size() const { return how_.loops.columns * factors_ * rank_; }
 
+  const FactorSumLoops<C>& sum_loops() const {
+    if constexpr (std::is_same_v<C, float>) {
+      if (how_.pairs) return has_amx() ? factor_loops().amx : factor_loops().bf16;
+    }
+    return factor_loops_of<C>().sums;
+  }
+
+  // A of pairs by rows, which a factor's pairs are a part of: where it is, or in `Use::kLeft`, where rows are no
+  // multiple of 4 KiB apart.
+  Left<C> rows_of_pairs(const Matrix<C>& left, int64_t rows) const {
+    const auto direct = [](const C* data, int64_t stride) { return Left<C>{{nullptr, 1, 1, 0}, data, stride, true}; };
+    const int64_t in_place = left.row_stride();
+    if (!left.transposed && in_place * int64_t(sizeof(C)) % 4096 != 0) return direct(left.at(0, 0), in_place);
+    const int64_t stride = depth_ * int64_t(sizeof(C)) % 4096 < 64 ? depth_ + 16 : depth_;
+    C* to = workspace<C>(Use::kLeft, rows * stride);
+    if (!left.transposed) {
+      for_rows(rows, depth_, [&](int64_t i) { std::copy_n(left.at(i, 0), depth_, to + i * stride); });
+      return direct(to, stride);
+    }
+    const auto* singles = reinterpret_cast<const uint16_t*>(left.data);
+    parallel_for(0, ceil_div(depth_, kPairsTogether), 1, [&](int64_t begin, int64_t end) {
+      C* pairs = workspace<C>(Use::kRows, kPairsTogether * rows);
+      for (int64_t k = begin * kPairsTogether; k < std::min(depth_, end * kPairsTogether); k += kPairsTogether) {
+        const int64_t count = std::min(kPairsTogether, depth_ - k);
+        for (int64_t d = 0; d < count; d++) {
+          const uint16_t* even = singles + 2 * (k + d) * left.stride;
+          how_.pairs->zip(pairs + d * rows, even, even + left.stride, rows);
+        }
+        spectral_loops_of<C>().transpose(to + k, stride, pairs, rows, count, rows);
+      }
+    });
+    return direct(to, stride);
+  }
+
   void sum(int64_t s, const Stripe& stripe, int64_t i, int64_t rows, int64_t first, int64_t samples,
            const SampleTiles<C>& to, bool accumulate) const {
-    const auto& loops = factor_loops_of<C>();
+    const FactorSumLoops<C>& loops = sum_loops();
     const FactorSizes<C> sizes{stripe.count, factors_, rank_, samples, coefficients_ + first * factors_, factors_};
     for (int64_t at = 0; at < rows; at += loops.rows) {
       const int64_t now = std::min<int64_t>(loops.rows, rows - at);

@@ -10,10 +10,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import _library
+
 #: Samples that share a factor's product: kSamplesTogether of csrc/cpu/factor_loops.h.
 SAMPLES_TOGETHER = 8
 #: What a multiplication costs there, beside one of the large products: 4 / 3 (measured: 1.2 to 1.6, Sapphire Rapids).
 SHARED_COST = (4, 3)
+#: Whether bfloat16 is multiplied by AMX: as it was at import; torch.compile cannot ask.
+BY_TILES = _library.CPU.loaded and _library.current_simd() == "amx"
 
 
 class Sizes(NamedTuple):
@@ -29,8 +33,8 @@ class Sizes(NamedTuple):
 
     @classmethod
     def of(cls, x: Tensor, weight: Tensor, down: Tensor) -> "Sizes":
-        """Those of a call. bfloat16 is taken for pairs, whose instructions are faster than sharing."""
-        shared = x.device.type == "cpu" and x.dtype is not torch.bfloat16
+        """Those of a call. bfloat16 by AMX is counted as not shared: its tiles gain as much on every product."""
+        shared = x.device.type == "cpu" and not (x.dtype is torch.bfloat16 and BY_TILES)
         factors, rank, _ = down.shape
         (batch, tokens, inputs), outputs = x.shape, weight.shape[0]
         return cls(batch, tokens, inputs, outputs, factors, rank, shared)

@@ -68,6 +68,13 @@ def _effective(of: Inputs) -> Tensor:
     return torch.baddbmm(of.bias, of.x, weights.transpose(1, 2))
 
 
+def _products(of: Inputs) -> Tensor:
+    """Each factor's product [2n, N, K] in memory, once for all samples; then each sample's weight from those."""
+    products = torch.matmul(of.up.view(_WIDTH, _FACTORS, _RANK).transpose(0, 1), of.down)
+    weights = (of.coefficients.to(of.x.dtype) @ products.flatten(1)).view(-1, *of.weight.shape) + of.weight
+    return torch.baddbmm(of.bias, of.x, weights.transpose(1, 2))
+
+
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return linear_of_onednn(x, weight, bias) if x.device.type == "cpu" else F.linear(x, weight, bias)
 
@@ -125,6 +132,8 @@ def _check(batch: int, length: int, dtype: torch.dtype, device: torch.device) ->
 
 def _row(batch: int, length: int, dtype: torch.dtype, training: bool) -> Row:
     calls: dict[str, Call] = {"quaver": _ours, "naive": _loop, "concatenated": _concatenated, "W_eff": _effective}
+    if length > 1:
+        calls["products"] = _products
     if dtype == torch.float32 and not training and onednn_multiplies(dtype):  # bfloat16 goes to it anyway
         calls |= {"concatenated (oneDNN)": _concatenated_onednn, "W_eff (oneDNN)": _effective_onednn}
     if batch == 8 and length != 128 and not training:
