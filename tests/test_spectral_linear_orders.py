@@ -24,14 +24,14 @@ ARGUMENTS = ("x", "weight", "bias", "down", "up", "coefficients", "gain")
 @pytest.mark.parametrize("seed", range(20))
 def test_forward_takes_the_order_of_fewer_multiplications(seed: int, shared: bool) -> None:
     draw = random.Random(seed)
-    batch, inputs, outputs, factors, rank = (draw.randint(1, most) for most in (20, 600, 600, 9, 40))
+    batch, inputs, outputs, factors, rank = (draw.randint(1, most) for most in (40, 600, 600, 9, 40))
     crossover = inputs * outputs // (inputs + outputs)
     for tokens in (1, crossover, crossover + 1, *(draw.randint(1, 600) for _ in range(20))):
         base = batch * tokens * outputs * inputs
         by_tokens = batch * tokens * (inputs + outputs) * factors * rank + base
         by_delta = batch * outputs * inputs * factors * rank
-        # A factor's product for each 8 samples and its share for each of them, at 3 / 4 of the rate.
-        together = Fraction(4, 3) * (math.ceil(batch / 8) * rank + batch) * factors * outputs * inputs
+        # A factor's product for each 16 samples and its share for each of them, at 3 / 4 of the rate.
+        together = Fraction(4, 3) * (math.ceil(batch / 16) * rank + batch) * factors * outputs * inputs
         least = min(by_delta, together) if shared else by_delta
         sizes = Sizes(batch, tokens, inputs, outputs, factors, rank, shared)
         assert forward_by_delta(sizes) == (least + base < by_tokens)
@@ -43,8 +43,8 @@ def test_forward_takes_the_order_of_fewer_multiplications(seed: int, shared: boo
         (8, 12, 224 * 4 / 3 * 20 / 96),
         (1, 12, 224),
         (2, 2, 224),
-        (64, 12, 224 * 4 / 3 * 20 / 96),
-        (9, 12, 224 * 44 / 108),
+        (64, 12, 224 * 4 / 3 * 28 / 192),
+        (17, 12, 224 * 4 / 3 * 41 / 204),
     ],
 )
 def test_samples_that_share_the_products_of_factors_cross_over_earlier(batch: int, rank: int, crossover: float) -> None:

@@ -7,7 +7,6 @@
 namespace {
 
 using quaver::cpu::FactorSizes;
-using quaver::cpu::kSamplesTogether;
 using quaver::cpu::LeftBlock;
 using quaver::cpu::SampleTiles;
 
@@ -47,10 +46,10 @@ QUAVER_INLINE void write(T* to, const T* from, int64_t columns, bool accumulate)
 }
 
 template <class P, class T = typename P::Element>
-void sum(const SampleTiles<T>& to, const LeftBlock<T>& a, const T* b, int64_t rows, const FactorSizes<T>& s,
+void sum(const SampleTiles<T>& to, T* sums, const LeftBlock<T>& a, const T* b, int64_t rows, const FactorSizes<T>& s,
          bool accumulate) {
   constexpr int64_t kWidth = kColumns<T>;
-  alignas(64) T made[kRows * kFactors * kWidth], sums[kSamplesTogether * kRows * kWidth];
+  alignas(64) T made[kRows * kFactors * kWidth];
   const int vectors = vectors_of<T>(s.columns);
   const Tile<T>* tiles = tiles_of<Plain<T>, true>(vectors);
   for (int64_t f = 0; f < s.factors; f += kFactors) {
@@ -116,11 +115,11 @@ QUAVER_INLINE void configure_factor_tiles(int rows, int tail) {
   load_tile_config(config);
 }
 
-void sum_amx(const SampleTiles<float>& to, const LeftBlock<float>& a, const float* b, int64_t rows,
+void sum_amx(const SampleTiles<float>& to, float* sums, const LeftBlock<float>& a, const float* b, int64_t rows,
              const FactorSizes<float>& s, bool accumulate) {
   // What is made and the sums are 16 KiB each of the L1 cache.
   constexpr int64_t kAtATime = 8, kWidth = 2 * kTile;
-  alignas(64) float made[kTile * kAtATime * kWidth], sums[kSamplesTogether * kTile * kWidth];
+  alignas(64) float made[kTile * kAtATime * kWidth];
   const Tile<float>* tiles =
       s.columns <= kTile ? kTiles<Plain<float>, true, 1, kWidth> : kTiles<Plain<float>, true, 2, kWidth>;
   const int64_t depth = s.rank / 2;
@@ -132,8 +131,11 @@ void sum_amx(const SampleTiles<float>& to, const LeftBlock<float>& a, const floa
                  depth / kTile, depth % kTile > 0);
     }
     for (int64_t i = 0; i < rows; i++) {
-      tiles[s.samples - 1](now, s.coefficients + f, s.stride, made + i * kAtATime * kWidth, sums + i * kWidth,
-                           kTile * kWidth, nullptr, f > 0 ? kResult : kNothing);
+      for (int64_t m = 0; m < s.samples; m += kRows) {
+        const int64_t height = s.samples - m < kRows ? s.samples - m : kRows;
+        tiles[height - 1](now, s.coefficients + m * s.stride + f, s.stride, made + i * kAtATime * kWidth,
+                          sums + (m * kTile + i) * kWidth, kTile * kWidth, nullptr, f > 0 ? kResult : kNothing);
+      }
     }
   }
   release_tiles();
@@ -143,7 +145,6 @@ void sum_amx(const SampleTiles<float>& to, const LeftBlock<float>& a, const floa
     }
   }
 }
-static_assert(kSamplesTogether <= kRows, "one tile of sums for all samples");
 #endif
 
 // The dots of 4 factors with 4 samples, or of the first of them: what is beyond repeats the last, and is not stored.

@@ -146,10 +146,11 @@ class ScaledProduct {
            const SampleTiles<C>& to, bool accumulate) const {
     const FactorSumLoops<C>& loops = sum_loops();
     const FactorSizes<C> sizes{stripe.count, factors_, rank_, samples, coefficients_ + first * factors_, factors_};
+    C* sums = workspace<C>(Use::kScaled, samples * loops.rows * how_.loops.columns);
     for (int64_t at = 0; at < rows; at += loops.rows) {
       const int64_t now = std::min<int64_t>(loops.rows, rows - at);
-      loops.sum({to.data + at * to.stride, to.stride, to.sample}, left_.at(i + at, 0), panels_ + s * size(), now, sizes,
-                accumulate);
+      loops.sum({to.data + at * to.stride, to.stride, to.sample}, sums, left_.at(i + at, 0), panels_ + s * size(), now,
+                sizes, accumulate);
     }
   }
 

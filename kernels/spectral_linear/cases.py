@@ -137,7 +137,7 @@ def _coefficients_case(name: str, lead: tuple[int, ...], angles: int, width: int
 
 # Sizes ragged in every direction; one vector of columns and several panels; one block of depth and several; ranks of
 # less than a vector, of several, and odd; few rows, which go without packing, and many; samples for which Delta is made
-# one by one, and in groups of 8.
+# one by one, and in groups of 16.
 CASES = [
     linear_case("one", (1, 1), (1, 1), (2, 1), order="token"),
     linear_case("one-delta", (1, 1), (1, 1), (2, 1), order="delta"),
@@ -155,7 +155,7 @@ CASES = [
     linear_case("token-deep", (2, 9), (33, 450), (26, 17), order="token", bias=False),
     linear_case("delta-deep", (1, 9), (33, 450), (26, 17), order="delta"),
     linear_case("delta-alone", (1, 21), (131, 37), (4, 5), gain=(131,), order="delta"),
-    linear_case("delta-together", (9, 7), (131, 70), (19, 5), order="delta"),
+    linear_case("delta-together", (17, 7), (131, 70), (19, 5), order="delta"),
     linear_case("delta-together-deep", (4, 3), (33, 1100), (3, 9), gain=(), order="delta"),
     linear_case("delta-very-deep", (2, 3), (20, 2100), (2, 2), order="delta"),
     linear_case("by-tokens", (3, 11), (41, 29), (4, 3), gain=(41,), by_tokens=True),
@@ -183,7 +183,7 @@ CASES = [
     _delta_case("Delta-none", 0, (5, 7), (2, 3)),
     _delta_case("Delta", 3, (53, 37), (4, 5), gain=(53,)),
     _delta_case("Delta-panels", 1, (131, 110), (6, 12), gain=()),
-    _delta_case("Delta-together", 10, (67, 110), (35, 4), gain=(67,)),
+    _delta_case("Delta-together", 18, (67, 110), (35, 4), gain=(67,)),
     _delta_case("Delta-swapped", 2, (37, 24), (26, 17), layout="swapped"),
     _delta_linear_case("delta_linear-one", (1, 1), (1, 1)),
     _delta_linear_case("delta_linear-no-tokens", (2, 0), (5, 7), gain=()),

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import _library
 
 #: Samples that share a factor's product: kSamplesTogether of csrc/cpu/factor_loops.h.
-SAMPLES_TOGETHER = 8
+SAMPLES_TOGETHER = 16
 #: What a multiplication costs there, beside one of the large products: 4 / 3 (measured: 1.2 to 1.6, Sapphire Rapids).
 SHARED_COST = (4, 3)
 #: Whether bfloat16 is multiplied by AMX: as it was at import; torch.compile cannot ask.
