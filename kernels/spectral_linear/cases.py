@@ -183,6 +183,7 @@ CASES = [
     _delta_case("Delta-none", 0, (5, 7), (2, 3)),
     _delta_case("Delta", 3, (53, 37), (4, 5), gain=(53,)),
     _delta_case("Delta-panels", 1, (131, 110), (6, 12), gain=()),
+    _delta_case("Delta-long-factors", 3, (37, 40), (3, 36)),
     _delta_case("Delta-together", 18, (67, 110), (35, 4), gain=(67,)),
     _delta_case("Delta-swapped", 2, (37, 24), (26, 17), layout="swapped"),
     _delta_linear_case("delta_linear-one", (1, 1), (1, 1)),

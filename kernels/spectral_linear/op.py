@@ -206,7 +206,8 @@ def spectral_linear(
     """x W^T + b + gain * sum_i c_i (x down_i^T) up_i^T: a linear layer with low-rank factors weighted for each sample.
 
     Computed in the order with fewer multiplications, forward and backward each: by tokens, T (K + N) R + T N K a
-    sample, or by way of W + Delta, N K R + T N K; R = 2n r. They are equal at T = K N / (K + N), whatever R is.
+    sample, or by way of W + Delta, N K R + T N K; R = 2n r. They are equal at T = K N / (K + N), whatever R is, and
+    earlier on a CPU, where several samples share the products of up and down.
 
     Args:
         x: [B, T, K], any strides; those with contiguous rows need no copy.
