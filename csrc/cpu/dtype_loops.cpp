@@ -106,6 +106,12 @@ void store_all(void* out, int64_t at, const void* acc, int64_t n) {
   for (int64_t i = 0; i < n; i++) to[i] = narrow<T>(from[i]);
 }
 
+template <class T>
+void store_rows(void* out, int64_t at, int64_t to_stride, const void* acc, int64_t stride, int64_t rows, int64_t n) {
+  const auto* from = static_cast<const compute_t<T>*>(acc);
+  for (int64_t r = 0; r < rows; r++) store_all<T>(out, at + r * to_stride, from + r * stride, n);
+}
+
 // Two passes over data that the first has brought into the cache: no cancellation at any mean.
 template <class T>
 void moments(const void* x, int64_t at, int64_t n, double& mean, double& squares) {
@@ -155,8 +161,8 @@ void accumulate_scaled(C* acc, C c, const float* noise, int64_t n) {
 
 template <class T>
 constexpr quaver::cpu::DtypeLoops::Loops loops = {
-    narrow_all<T>,         drop<T>, perturb<T>,    perturb_wide<T>, round_all<T>, widen_all<T>,
-    accumulate_product<T>, dot<T>,  accumulate<T>, store_all<T>,    moments<T>,   scale_about<T>,
+    narrow_all<T>, drop<T>,       perturb<T>,   perturb_wide<T>, round_all<T>, widen_all<T>,   accumulate_product<T>,
+    dot<T>,        accumulate<T>, store_all<T>, store_rows<T>,   moments<T>,   scale_about<T>,
 };
 
 }  // namespace

@@ -32,6 +32,9 @@ struct DtypeLoops {
     void (*accumulate)(void* acc, const void* x, int64_t at, int64_t n);
     // out[at + i] = T(acc[i])
     void (*store)(void* out, int64_t at, const void* acc, int64_t n);
+    // The same for rows of n: those of `out` to_stride elements apart, those of `acc` stride.
+    void (*store_rows)(void* out, int64_t at, int64_t to_stride, const void* acc, int64_t stride, int64_t rows,
+                       int64_t n);
     // The mean of x[at + i] and the sum of squares about it.
     void (*moments)(const void* x, int64_t at, int64_t n, double& mean, double& squares);
     // out[at + i] = T((x[at + i] - mean) * factor)

@@ -83,9 +83,7 @@ class EffectiveWeight {
     }
     product.run(s, stripe, 0, rows_, b, samples, to, weight_ != nullptr);
     for (int64_t i = 0; how_.narrow && i < samples; i++) {
-      for (int64_t n = 0; n < rows_; n++) {
-        how_.narrow->store(out, at + i * size + n * columns_, to.data + i * to.sample + n * to.stride, stripe.count);
-      }
+      how_.narrow->store_rows(out, at + i * size, columns_, to.data + i * to.sample, to.stride, rows_, stripe.count);
     }
   }
 

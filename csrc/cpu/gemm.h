@@ -173,7 +173,7 @@ class Gemm {
     body(tile, stride);
     if (c_.finish && last) (*c_.finish)(tile, stride, i, j, rows, columns);
     if (direct) return;
-    for (int64_t r = 0; r < rows; r++) c_.narrow->store(c_.to, (i + r) * c_.stride + j, tile + r * stride, columns);
+    c_.narrow->store_rows(c_.to, i * c_.stride + j, c_.stride, tile, stride, rows, columns);
   }
 
   const T* bias_at(int64_t j) const { return c_.bias ? c_.bias + j : nullptr; }

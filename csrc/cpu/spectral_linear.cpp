@@ -162,8 +162,9 @@ class ByDelta {
     const int64_t most = std::clamp<int64_t>(inputs_, 1, whole);
     const int64_t size = std::max<int64_t>(1, round_up(most, block)) * width;
     C* panels = workspace<C>(Use::kPanel, samples * size);
-    // A result of 16 bits leaves the tile when it is complete.
-    C* tiles = workspace<C>(Use::kTile, how_.narrow ? samples * length * width : 0);
+    // A result of 16 bits leaves its tile when it is complete; where it is at once, all samples have the same one.
+    const int64_t tile = most < inputs_ ? length * width : 0;
+    C* tiles = workspace<C>(Use::kTile, how_.narrow ? (samples - 1) * tile + length * width : 0);
     const C* bias = bias_.empty() ? nullptr : bias_.data() + stripe.first;
     for (int64_t k = 0; k == 0 || k < inputs_; k += most) {
       const int64_t part = std::min(most, inputs_ - k);
@@ -171,17 +172,17 @@ class ByDelta {
       for (int64_t b = 0; b < samples; b++) {
         if (kept_) keep(panels + b * size, stripe, first + b, k, part);
         const C* right = paired(panels + b * size, width, part);
-        C* to = how_.narrow ? tiles + b * length * width
+        C* to = how_.narrow ? tiles + b * tile
                             : reinterpret_cast<C*>(out_) + (first + b) * length * outputs_ + stripe.first;
         for (int64_t at = 0, depth = how_.elements(part); at == 0 || at < depth; at += x_block_) {
           how_.loops.multiply(length, stripe.count, std::min(x_block_, depth - at),
                               x[b].at(0, k / how_.together() + at), right + at * width, 0, to,
                               how_.narrow ? width : outputs_, bias, k + at > 0);
         }
+        if (!how_.narrow || k + part < inputs_) continue;
+        how_.narrow->store_rows(out_, (first + b) * length * outputs_ + stripe.first, outputs_, to, width, length,
+                                stripe.count);
       }
-    }
-    for (int64_t t = 0; how_.narrow && t < samples * length; t++) {
-      how_.narrow->store(out_, (first * length + t) * outputs_ + stripe.first, tiles + t * width, stripe.count);
     }
   }
 
@@ -204,7 +205,7 @@ class ByDelta {
     }
     C* rows = workspace<C>(Use::kRows, part * stripe.count);
     loops.transpose(rows, part, panel, width, part, stripe.count);
-    for (int64_t n = 0; n < stripe.count; n++) how_.narrow->store(kept_, at + n * inputs_, rows + n * part, part);
+    how_.narrow->store_rows(kept_, at, inputs_, rows, part, stripe.count, part);
   }
 
   // The panel as the right operand of x.
