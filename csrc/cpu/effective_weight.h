@@ -58,32 +58,35 @@ class EffectiveWeight {
                                      down.pack(loops, {panel, loops.columns, std::max<int64_t>(1, ranks_), 1}, 0,
                                                s.first, s.count, 0, 0, ranks_);
                                    });
-    const int64_t count = int64_t(stripes.size());
+    // Stripes for which the rows of up are read once.
+    constexpr int64_t kStripesOfSpan = 4;
+    const auto spans = spans_of(stripes, kStripesOfSpan);
+    const int64_t count = int64_t(spans.size());
     parallel_for(0, groups * count, 1, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; t++) {
         const int64_t b = t / count * together;
-        make(product, t % count, stripes[size_t(t % count)], to, b, first + b, std::min(together, samples - b));
+        make(product, spans[size_t(t % count)], to, b, first + b, std::min(together, samples - b));
       }
     });
   }
 
  private:
   // Of samples b .. b + samples - 1, which go to out[sample ..].
-  void make(const ScaledProduct<C>& product, int64_t s, const Stripe& stripe, char* out, int64_t sample, int64_t b,
+  void make(const ScaledProduct<C>& product, const StripeSpan& span, char* out, int64_t sample, int64_t b,
             int64_t samples) const {
-    const int64_t width = how_.loops.columns, size = rows_ * columns_, at = sample * size + stripe.first;
+    const int64_t wide = round_up(span.columns, 16), size = rows_ * columns_, at = sample * size + span.begin;
     SampleTiles<C> to{reinterpret_cast<C*>(out) + at, columns_, size};
-    if (how_.narrow) to = {workspace<C>(Use::kTile, samples * rows_ * width), width, rows_ * width};
+    if (how_.narrow) to = {workspace<C>(Use::kTile, samples * rows_ * wide), wide, rows_ * wide};
     for (int64_t i = 0; weight_ && i < samples; i++) {
       const auto& loops = loops_of(weight_->scalar_type());
       for (int64_t n = 0; n < rows_; n++) {
-        loops.widen(to.data + i * to.sample + n * to.stride, const_data<char>(*weight_), n * columns_ + stripe.first,
-                    stripe.count);
+        loops.widen(to.data + i * to.sample + n * to.stride, const_data<char>(*weight_), n * columns_ + span.begin,
+                    span.columns);
       }
     }
-    product.run(s, stripe, 0, rows_, b, samples, to, weight_ != nullptr);
+    product.run(span, how_.loops.columns, 0, rows_, b, samples, to, weight_ != nullptr);
     for (int64_t i = 0; how_.narrow && i < samples; i++) {
-      how_.narrow->store_rows(out, at + i * size, columns_, to.data + i * to.sample, to.stride, rows_, stripe.count);
+      how_.narrow->store_rows(out, at + i * size, columns_, to.data + i * to.sample, to.stride, rows_, span.columns);
     }
   }
 

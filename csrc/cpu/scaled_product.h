@@ -8,6 +8,7 @@ namespace quaver::cpu {
 // Columns first .. first + count - 1 of a result: one panel, or the left part of one.
 struct Stripe {
   int64_t first, count;
+  bool ends;  // what a thread has, or all columns
 };
 
 // Of panels of `width`; cut into as many equal parts as there are threads where there are few.
@@ -20,7 +21,7 @@ inline std::vector<Stripe> stripes_of(int64_t columns, int64_t width, int64_t sa
   std::vector<Stripe> stripes;
   for (int64_t begin = 0; begin < columns; begin += part) {
     const int64_t end = std::min(columns, begin + part);
-    for (int64_t j = begin; j < end; j += width) stripes.push_back({j, std::min(width, end - j)});
+    for (int64_t j = begin; j < end; j += width) stripes.push_back({j, std::min(width, end - j), j + width >= end});
   }
   return stripes;
 }
@@ -36,6 +37,25 @@ inline int64_t shared_cost(int64_t samples, int64_t rank) {
 inline int64_t shared_cost_of_pairs(int64_t samples, int64_t rank) {
   const int64_t groups = ceil_div(samples, kSamplesTogether);
   return has_amx() ? 14 * groups + 7 * samples / 2 : (rank * groups + 2 * samples) * 4 / 3;
+}
+
+// Stripes side by side that one thread takes together: columns `begin` .. begin + columns - 1.
+struct StripeSpan {
+  const Stripe* stripes;
+  int64_t number, count, begin, columns;  // of the first of them, among all
+};
+
+// `most` stripes each, or what is left of a thread's part.
+inline std::vector<StripeSpan> spans_of(const std::vector<Stripe>& stripes, int64_t most) {
+  std::vector<StripeSpan> spans;
+  for (size_t s = 0; s < stripes.size(); s++) {
+    if (s == 0 || stripes[s - 1].ends || spans.back().count == most) {
+      spans.push_back({&stripes[s], int64_t(s), 0, stripes[s].first, 0});
+    }
+    spans.back().count++;
+    spans.back().columns += stripes[s].count;
+  }
+  return spans;
 }
 
 // Samples at a time where a factor's product is made for all of them (factor_loops.h). 1: where that would take longer
@@ -94,14 +114,16 @@ class ScaledProduct {
   // How many samples run() should be given at a time, at most.
   int64_t together() const { return together_; }
 
-  // to [samples, rows, columns of stripe `s`] = (accumulate: +) left diag(scales) B of samples first .., of rows i on,
-  // a multiple of a tile's.
-  void run(int64_t s, const Stripe& stripe, int64_t i, int64_t rows, int64_t first, int64_t samples,
+  // to [samples, rows, columns of a stripe] = (accumulate: +) left diag(scales) B of samples first .., of rows i on, a
+  // multiple of a tile's; those of the span's next stripe are `apart` elements further.
+  void run(const StripeSpan& span, int64_t apart, int64_t i, int64_t rows, int64_t first, int64_t samples,
            const SampleTiles<C>& to, bool accumulate) const {
-    if (together_ > 1) return sum(s, stripe, i, rows, first, samples, to, accumulate);
-    for (int64_t b = 0; b < samples; b++) {
-      scale(s, stripe, i, rows, scales_.data() + (first + b) * factors_ * rank_, to.data + b * to.sample, to.stride,
-            accumulate);
+    if (together_ > 1) return sum(span, apart, i, rows, first, samples, to, accumulate);
+    for (int64_t s = 0; s < span.count; s++) {
+      for (int64_t b = 0; b < samples; b++) {
+        scale(span.number + s, span.stripes[s], i, rows, scales_.data() + (first + b) * factors_ * rank_,
+              to.data + b * to.sample + s * apart, to.stride, accumulate);
+      }
     }
   }
 
@@ -142,15 +164,19 @@ class ScaledProduct {
     return direct(to, stride);
   }
 
-  void sum(int64_t s, const Stripe& stripe, int64_t i, int64_t rows, int64_t first, int64_t samples,
+  // Rows of the left operand come from the cache for all stripes but the first.
+  void sum(const StripeSpan& span, int64_t apart, int64_t i, int64_t rows, int64_t first, int64_t samples,
            const SampleTiles<C>& to, bool accumulate) const {
     const FactorSumLoops<C>& loops = sum_loops();
-    const FactorSizes<C> sizes{stripe.count, factors_, rank_, samples, coefficients_ + first * factors_, factors_};
     C* sums = workspace<C>(Use::kScaled, samples * loops.rows * how_.loops.columns);
     for (int64_t at = 0; at < rows; at += loops.rows) {
       const int64_t now = std::min<int64_t>(loops.rows, rows - at);
-      loops.sum({to.data + at * to.stride, to.stride, to.sample}, sums, left_.at(i + at, 0), panels_ + s * size(), now,
-                sizes, accumulate);
+      for (int64_t s = 0; s < span.count; s++) {
+        const FactorSizes<C> sizes{
+            span.stripes[s].count, factors_, rank_, samples, coefficients_ + first * factors_, factors_};
+        loops.sum({to.data + at * to.stride + s * apart, to.stride, to.sample}, sums, left_.at(i + at, 0),
+                  panels_ + (span.number + s) * size(), now, sizes, accumulate);
+      }
     }
   }
 

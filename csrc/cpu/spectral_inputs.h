@@ -4,6 +4,9 @@
 
 namespace quaver::cpu {
 
+// Bytes of x, packed, or of its products with `down` at a time.
+constexpr int64_t kProjectedBytes = 16 << 20;
+
 // The tensors of spectral_linear, in x's dtype. Not so `up`: a float32 one beside a 16-bit x is rounded once, times the
 // gain (by Delta also times the coefficients), and the gradients of coefficients and gain take it as it is.
 struct SpectralInputs {
