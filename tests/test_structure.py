@@ -2,8 +2,10 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,16 @@ def test_no_file_of_an_op_is_without_its_op() -> None:
     found = {path.stem for folder in ("csrc/cuda", "kernels") for path in (ROOT / folder).glob("*.cu")}
     found |= {path.stem.removeprefix("bench_") for path in (ROOT / "benchmarks").glob("bench_*.py")}
     assert found <= {*OPS, *SHARED, *FAMILY}
+
+
+@pytest.mark.parametrize("folder, suffixes", [("cpu", {".h", ".cpp"}), ("cuda", {".h", ".cuh"})])
+def test_no_type_is_defined_twice(folder: str, suffixes: set[str]) -> None:
+    """A library is one namespace: of two types of a name the linker keeps one's templates for both, without a word."""
+    definition = re.compile(r"^(?:struct|class) (\w+)(?: final)?(?: :.*)? \{", re.MULTILINE)
+    paths = [path for of in (folder, "common") for path in (ROOT / "csrc" / of).iterdir() if path.suffix in suffixes]
+    found = Counter(name for path in paths for name in definition.findall(path.read_text()))
+    assert found
+    assert not [name for name, count in found.items() if count > 1]
 
 
 def imports(path: Path) -> set[str]:

@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kGemmThreads)
   using Product = Gemm<T, S, false, true>;
   using Shared = ProjectedShared<T, S>;
   QUAVER_DYNAMIC_SHARED(Shared, shared);
-  const Place<S> place(grad.rows);
+  const TilePlace<S> place(grad.rows);
   const int64_t rows = grad.rows, columns = up.rows;
   Sums<T, S> sums;
   Product::accumulate(sums, shared->buffers, grad, up, 0, place.row, place.column, 0, Product::steps(grad),
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kGemmThreads)
 // ---- sums of a tile's lines, beside its own rows and columns -------------------------------------------------------
 // The sums of this thread's elements in each of its rows, then of its warp's columns.
 template <class T, class S>
-struct RowSums {
+struct LineSums {
   using C = compute_t<T>;
   C values[2 * S::kI] = {};
 
@@ -184,10 +184,10 @@ __global__ void __launch_bounds__(kGemmThreads) outer_kernel(Outer<T> result, Op
   using C = compute_t<T>;
   using Product = Gemm<T, S, true, true>;
   QUAVER_DYNAMIC_SHARED(typename Product::Buffers, buffers);
-  const Place<S> place(a.rows);
+  const TilePlace<S> place(a.rows);
   Sums<T, S> sums;
   Product::accumulate(sums, *buffers, a, b, place.member, place.row, place.column);
-  RowSums<T, S> of_gain;
+  LineSums<T, S> of_gain;
   sums.for_places([&](int line, int, int row_, int column_, C& first, C& second) {
     const int64_t row = place.row + row_, column = place.column + column_;
     if (row >= a.rows || column >= b.rows) return;
@@ -227,7 +227,7 @@ __global__ void __launch_bounds__(kGemmThreads)
   using C = compute_t<T>;
   using Product = Gemm<T, S, false, false>;
   QUAVER_DYNAMIC_SHARED(typename Product::Buffers, buffers);
-  const Place<S> place(grad.rows);
+  const TilePlace<S> place(grad.rows);
   Sums<T, S> total;
   for (int64_t b = 0; b < samples; b++) {
     Sums<T, S> sums;
@@ -250,7 +250,7 @@ __global__ void __launch_bounds__(kGemmThreads)
     }
     total.add(sums);
   }
-  RowSums<T, S> of_gain;
+  LineSums<T, S> of_gain;
   total.for_places([&](int line, int, int row_, int column_, C& first, C& second) {
     const int64_t row = place.row + row_, column = place.column + column_;
     if (row >= grad.rows || column >= down.rows) return;
@@ -273,7 +273,7 @@ __global__ void __launch_bounds__(kGemmThreads)
   using C = compute_t<T>;
   using Product = Gemm<T, S, true, true>;
   QUAVER_DYNAMIC_SHARED(typename Product::Buffers, buffers);
-  const Place<S> place(up.rows);
+  const TilePlace<S> place(up.rows);
   const auto factors = gain.along_depth(up.depth);
   Sums<T, S> total;
   for (int64_t b = 0; b < samples; b++) {

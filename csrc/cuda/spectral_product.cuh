@@ -43,9 +43,9 @@ struct Share {
 
 // Which tile a block has: x goes through the members' tiles of rows, y through those of columns, z through the splits.
 template <class S>
-struct Place {
+struct TilePlace {
   int64_t member, row, column;
-  __device__ explicit Place(int64_t rows) {
+  __device__ explicit TilePlace(int64_t rows) {
     const int64_t tiles = (rows + S::kRows - 1) / S::kRows;
     member = blockIdx.x / tiles;
     row = blockIdx.x % tiles * S::kRows;
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kGemmThreads) project_kernel(Projected<T> resu
   using C = compute_t<T>;
   using Product = Gemm<T, S, false, false>;
   QUAVER_DYNAMIC_SHARED(typename Product::Buffers, buffers);
-  const Place<S> place(x.rows);
+  const TilePlace<S> place(x.rows);
   const Share share(Product::steps(x), blockIdx.z, result.parts.splits);
   Sums<T, S> sums;
   Product::accumulate(sums, *buffers, x, down, 0, place.row, place.column, share.first, share.last);
@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kGemmThreads)
   using C = compute_t<T>;
   using Product = Gemm<T, S, false, kBByDepth>;
   QUAVER_DYNAMIC_SHARED(typename Product::Buffers, buffers);
-  const Place<S> place(a1.rows);
+  const TilePlace<S> place(a1.rows);
   const int64_t of_factors = Product::steps(a0);
   const Share share(of_factors + Product::steps(a1), blockIdx.z, result.parts.splits);
   Sums<T, S> sums;
@@ -209,7 +209,7 @@ __global__ void __launch_bounds__(kGemmThreads)
   using C = compute_t<T>;
   using Product = Gemm<T, S, false, true>;
   QUAVER_DYNAMIC_SHARED(typename Product::Buffers, buffers);
-  const Place<S> place(up.rows);
+  const TilePlace<S> place(up.rows);
   const DepthFactors<C> factors = {spread + place.member * up.depth, 1, up.depth};
   Sums<T, S> sums;
   Product::accumulate(sums, *buffers, up, down, 0, place.row, place.column, 0, Product::steps(up), factors);
