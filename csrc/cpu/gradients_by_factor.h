@@ -223,14 +223,13 @@ std::unique_ptr<GradientsOfFactors<C>> gradients_of_factors(const Tensor& down, 
   return std::make_unique<GradientsByFactor<C>>(down, up, coefficients, gain, out);
 }
 
-// Samples whose G_b [N, stride] are in memory at a time: as many as fit, and as are taken together unless they are
-// huge.
+// Samples whose matrices [rows, stride] are in memory at a time, `together` of which have something to share: these,
+// unless they are huge, else as many as the caches hold.
 template <class C>
-int64_t samples_at_a_time(int64_t rows, int64_t stride) {
+int64_t samples_at_a_time(int64_t rows, int64_t stride, int64_t together) {
   constexpr int64_t kBytes = 8 << 20, kMostBytes = 64 << 20;
   const int64_t bytes = std::max<int64_t>(1, rows * stride * int64_t(sizeof(C)));
-  return std::max<int64_t>(
-      {1, kBytes / bytes / kSamplesTogether * kSamplesTogether, std::min(kSamplesTogether, kMostBytes / bytes)});
+  return std::max<int64_t>({1, kBytes / bytes / together * together, std::min(together, kMostBytes / bytes)});
 }
 
 }  // namespace quaver::cpu

@@ -111,9 +111,6 @@ class ScaledProduct {
     panels_ = panels;
   }
 
-  // How many samples run() should be given at a time, at most.
-  int64_t together() const { return together_; }
-
   // to [samples, rows, columns of a stripe] = (accumulate: +) left diag(scales) B of samples first .., of rows i on, a
   // multiple of a tile's; those of the span's next stripe are `apart` elements further.
   void run(const StripeSpan& span, int64_t apart, int64_t i, int64_t rows, int64_t first, int64_t samples,

@@ -189,7 +189,8 @@ void backward_by_delta(const SpectralInputs& in, const Samples& grad, const Opti
   const Arithmetic<C> how(in.dtype);
   const int64_t inputs = in.x.columns, outputs = in.outputs(), batch = in.x.batch;
   const int64_t stride = GradientsOfFactors<C>::stride_of(inputs);
-  const int64_t group = samples_at_a_time<C>(outputs, stride);
+  const int64_t together = samples_together(in.coefficients, in.rank(), how.pairs != nullptr);
+  const int64_t group = samples_at_a_time<C>(outputs, stride, together);
   const std::vector<C> gain = values_of<C>(in.gain, outputs);
   if (out.bias) bias_gradient<C>(*out.bias, grad.merged());
   if (out.x) {

@@ -51,7 +51,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> spectral_delta_backward(const Tensor&
     const FactorGradients wanted{out.wanted(0), out.wanted(1), out.wanted(2), out.wanted(3)};
     const std::vector<C> gain = values_of<C>(gain_, g.length);
     const int64_t stride = GradientsOfFactors<C>::stride_of(g.columns);
-    const int64_t group = samples_at_a_time<C>(g.length, stride);
+    const bool pairs = pair_loops_of(down.scalar_type()) != nullptr;
+    const int64_t together = samples_together(coefficients, down.size(1), pairs);
+    const int64_t group = samples_at_a_time<C>(g.length, stride, together);
     const auto factors = gradients_of_factors(down, up, coefficients, gain, wanted);
     const auto& loops = loops_of(grad.scalar_type());
     const bool is_there = sizeof(C) == grad.element_size() && g.row == stride && g.sample == g.length * stride;
@@ -237,7 +239,7 @@ void weight_gradients(const DeltaInputs& in, const Samples& grad, const std::vec
                       Tensor* of_delta, Tensor* of_gain) {
   const Arithmetic<C> how(in.dtype);
   const int64_t outputs = in.outputs(), inputs = in.x.columns;
-  const int64_t group = samples_at_a_time<C>(outputs, inputs);
+  const int64_t group = samples_at_a_time<C>(outputs, inputs, 1);
   Tensor sums;
   if (of_weight) sums = torch::stable::new_zeros(in.weight, {outputs, inputs}, compute_dtype(in.dtype));
   std::vector<double> dots(size_t(of_gain ? outputs : 0));
