@@ -156,6 +156,7 @@ CASES = [
     linear_case("delta-deep", (1, 9), (33, 450), (26, 17), order="delta"),
     linear_case("delta-alone", (1, 21), (131, 37), (4, 5), gain=(131,), order="delta"),
     linear_case("delta-together", (17, 7), (131, 70), (19, 5), order="delta"),
+    linear_case("delta-many-tokens", (2, 100), (20, 24), (4, 6), order="delta"),
     linear_case("delta-together-deep", (4, 3), (33, 1100), (3, 9), gain=(), order="delta"),
     linear_case("delta-very-deep", (2, 3), (20, 2100), (2, 2), order="delta"),
     linear_case("by-tokens", (3, 11), (41, 29), (4, 3), gain=(41,), by_tokens=True),
