@@ -58,9 +58,8 @@ class EffectiveWeight {
                                      down.pack(loops, {panel, loops.columns, std::max<int64_t>(1, ranks_), 1}, 0,
                                                s.first, s.count, 0, 0, ranks_);
                                    });
-    // Stripes for which the rows of up are read once.
-    constexpr int64_t kStripesOfSpan = 4;
-    const auto spans = spans_of(stripes, kStripesOfSpan);
+    const int64_t wide_elements = how_.narrow ? std::min(together, samples) * rows_ * loops.columns : 0;
+    const auto spans = spans_of(stripes, stripes_of_span(wide_elements * int64_t(sizeof(C))));
     const int64_t count = int64_t(spans.size());
     parallel_for(0, groups * count, 1, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; t++) {

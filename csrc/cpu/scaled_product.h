@@ -8,7 +8,7 @@ namespace quaver::cpu {
 // Columns first .. first + count - 1 of a result: one panel, or the left part of one.
 struct Stripe {
   int64_t first, count;
-  bool ends;  // what a thread has, or all columns
+  bool ends;  // it is the last of a thread's part, or of all
 };
 
 // Of panels of `width`; cut into as many equal parts as there are threads where there are few.
@@ -32,18 +32,27 @@ inline int64_t shared_cost(int64_t samples, int64_t rank) {
   return (rank * ceil_div(samples, kSamplesTogether) + samples) * 4 / 3;
 }
 
-// The same of pairs. By AMX what is made for all samples takes as long whatever the rank is, and products sample by
-// sample wait for what they read.
+// The same of pairs. By AMX what is made for all samples takes as long whatever the rank is (a product of two tiles,
+// and their stores), and products sample by sample, which wait for what they read, reach some 110 multiply-adds a
+// cycle.
 inline int64_t shared_cost_of_pairs(int64_t samples, int64_t rank) {
   const int64_t groups = ceil_div(samples, kSamplesTogether);
   return has_amx() ? 14 * groups + 7 * samples / 2 : (rank * groups + 2 * samples) * 4 / 3;
 }
 
-// Stripes side by side that one thread takes together: columns `begin` .. begin + columns - 1.
+// Stripes side by side that one thread takes together, from `number` on: columns `begin` .. begin + columns - 1.
 struct StripeSpan {
   const Stripe* stripes;
-  int64_t number, count, begin, columns;  // of the first of them, among all
+  int64_t number, count, begin, columns;
 };
+
+// How many stripes that is, where a stripe of all samples takes so many bytes of workspace: for so many the left
+// operand, and x, are read once (8 x 512, 448 x 448, R 1536: 22.7 ms of one at a time, 20.0 of 4; bf16 by AMX 13.7
+// and 10.7).
+inline int64_t stripes_of_span(int64_t bytes) {
+  constexpr int64_t kMost = 4, kBytes = 2800 << 10;
+  return std::clamp<int64_t>(kBytes / std::max<int64_t>(1, bytes), 1, kMost);
+}
 
 // `most` stripes each, or what is left of a thread's part.
 inline std::vector<StripeSpan> spans_of(const std::vector<Stripe>& stripes, int64_t most) {

@@ -11,11 +11,7 @@ namespace quaver::cpu {
 // them.
 constexpr int64_t kPanelDepth = 2048, kPanelDepthOfSeveral = 512;
 
-// Panels side by side for which x, and for which down, is read once: so many, and of so many bytes of all samples at
-// most (8 x 512, 448 x 448, R 1536: 22.7 ms of one at a time, 20.0 of 4; bf16 by AMX 13.7 and 10.7).
-constexpr int64_t kStripesOfSpan = 4, kPanelBytes = 2800 << 10;
-
-// Panels of W + gain * Delta_b in the L2 cache, used at once.
+// Panels of W + gain * Delta_b in the cache, used at once.
 template <class C>
 class ByDelta {
  public:
@@ -29,7 +25,6 @@ class ByDelta {
         bias_(values_of<C>(in.bias, outputs_)),
         out_(output<char>(out)),
         kept_(kept ? output<char>(*kept) : nullptr),
-        element_(int64_t(out.element_size())),
         x_block_(depth_block(std::min(how_.elements(inputs_), kPanelDepth), how_.loops.depth)) {}
 
   void run() const {
@@ -40,7 +35,8 @@ class ByDelta {
                                  in_.rank(), in_.coefficients, stripes, [&](C* to, const Stripe& s) {
                                    up.fill(loops, to, loops.columns, s.first, s.count, 0, in_.ranks());
                                  });
-    const auto spans = spans_of(stripes, stripes_of_span());
+    const int64_t of_stripe = std::min(together_, in_.x.batch) * panel_size() * int64_t(sizeof(C));
+    const auto spans = spans_of(stripes, stripes_of_span(of_stripe));
     const int64_t count = int64_t(spans.size()), group = samples_at_a_time();
     for (int64_t first = 0; first < in_.x.batch; first += group) {
       const int64_t samples = std::min(group, in_.x.batch - first);
@@ -73,12 +69,6 @@ class ByDelta {
                           x_block_, buffer + b * packed_size()));
     }
     return x;
-  }
-
-  // Stripes for whose panels x is read once.
-  int64_t stripes_of_span() const {
-    const int64_t bytes = std::min(together_, in_.x.batch) * panel_size() * int64_t(sizeof(C));
-    return std::clamp<int64_t>(kPanelBytes / std::max<int64_t>(1, bytes), 1, kStripesOfSpan);
   }
 
   // Depth of the panels at a time: parts begin with a block of x and with a tile of rows of the panel.
@@ -180,7 +170,7 @@ class ByDelta {
   const std::vector<C> gain_, bias_;
   char* const out_;
   char* const kept_;
-  const int64_t element_, x_block_;
+  const int64_t x_block_;
 };
 
 }  // namespace quaver::cpu
